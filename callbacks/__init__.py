@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lightning callbacks: what a run shows and leaves behind. They never import modules."""
+
+from ixc_lightning.callbacks.examples import PreferenceExamples as PreferenceExamples
+from ixc_lightning.callbacks.export import HuggingFaceExport as HuggingFaceExport
+from ixc_lightning.callbacks.throughput import Throughput as Throughput

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules that leave training records out, each reporting how many."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ixc_lightning.datamodules.processing import ChatEncoder
+from ixc_lightning.types import InputError, Record
+
+
+class Filter(Protocol):
+    """A rule over records; name yours by ``class_path`` in a recipe."""
+
+    def keep(self, record: Record, encoder: ChatEncoder) -> bool:
+        """Whether the record stays in the training data."""
+
+
+class LengthRatio:
+    """Drops pairs whose chosen response is much longer than the rejected one.
+
+    The paper removes them so that length is not learned as quality (InternLM-XComposer2.5-Reward, §3, length constraints); it
+    prints no threshold, so there is no default.
+
+    Args:
+        limit: largest allowed length of chosen over rejected, in tokens of the model's tokenizer.
+        slack: differences of up to this many tokens are always allowed, so that "4" against "It is 4." can stay.
+
+    Raises:
+        InputError: a limit below 1 would drop pairs of equal length.
+    """
+
+    def __init__(self, limit: float, slack: int = 0) -> None:
+        if limit < 1:
+            raise InputError(
+                f"LengthRatio.limit is {limit}, but must be at least 1: it bounds len(chosen) / len(rejected)"
+            )
+        self.limit = limit
+        self.slack = slack
+
+    def keep(self, record: Record, encoder: ChatEncoder) -> bool:
+        """Whether len(chosen) ≤ limit · len(rejected), or the two differ by at most ``slack`` tokens."""
+        chosen, rejected = encoder.response_lengths(record)
+        return chosen <= self.limit * rejected or chosen - rejected <= self.slack

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the original bytes of a picture or a clip to pixels.
+
+Both functions return upright RGB, and raise one ``InputError`` that names the place, whatever is wrong with
+the bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from av.stream import Disposition
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ixc_lightning.types import InputError
+
+MAX_IMAGE_PIXELS = 80_000_000
+"""Larger pictures are refused before they are decoded; below the size at which Pillow starts to warn."""
+MAX_CLIP_PIXELS = 500_000_000
+"""Pixels of all sampled frames of a clip together: 1.5 GB of RGB."""
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,gif"
+"""Demuxers that read one file; playlists, which could open other files and addresses, are not among them."""
+
+
+class Clip(NamedTuple):
+    """Frames sampled from a video, and where they were in it.
+
+    Attributes:
+        frames: upright RGB pixels.
+        indices: place of each frame among the frames of the video, counted from 0.
+        timestamps: time of each frame in seconds from the first one.
+        fps: average frame rate of the video.
+        num_frames: frames that the video has.
+    """
+
+    frames: UInt8[np.ndarray, "F H W 3"]
+    indices: list[int]
+    timestamps: list[float]
+    fps: float
+    num_frames: int
+
+
+def decode_image(data: bytes, *, where: str) -> Image.Image:
+    """Return a picture in RGB: turned upright, transparency over white, the first frame if it is animated.
+
+    Args:
+        data: the bytes of a JPEG, PNG, WebP or GIF file.
+        where: shard, key and file name, for messages.
+
+    Raises:
+        InputError: naming ``where``, if the bytes are no such file, are cut off, or make too large a picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            _check_size(image.width, image.height, where)
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(f"{where}: {_too_large('more')}") from None
+    except Exception as error:  # damaged bytes make Pillow's parsers raise almost anything
+        reason = "not recognised" if isinstance(error, UnidentifiedImageError) else str(error)
+        problem = (
+            f"cannot be decoded ({reason}); the file is damaged or is not one of {', '.join(IMAGE_FORMATS)}"
+        )
+        raise InputError(f"{where}: {problem}. Download it again or drop the record") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit greys where other decoders scale them.
+        return Image.fromarray(
+            (np.asarray(image).astype(np.uint32) >> 8).clip(max=255).astype(np.uint8)
+        ).convert("RGB")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_size(width: int, height: int, where: str) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise InputError(f"{where}: {_too_large(f'{width}x{height}')}")
+
+
+def _too_large(size: str) -> str:
+    return (
+        f"has {size} pixels, the limit is {MAX_IMAGE_PIXELS:,}; make the picture smaller or drop the record"
+    )
+
+
+def decode_video(data: bytes, *, frames: int, where: str) -> Clip:
+    """Return frames of a clip, spread evenly from the first to the last one.
+
+    Frame numbers are round(linspace(0, n − 1, frames)) in order of presentation, so that two runs see the
+    same frames whatever the codec. Only the groups of pictures that hold a wanted frame are decoded.
+
+    Args:
+        data: the bytes of an MP4, MOV, WebM, Matroska, AVI, MPEG-TS or GIF file.
+        frames: how many frames to return; a shorter clip gives all that it has.
+        where: shard, key and file name, for messages.
+
+    Raises:
+        InputError: naming ``where``, if the bytes hold no video, are damaged, or make too large a clip.
+        ValueError: if ``frames`` is not positive.
+    """
+    if frames < 1:
+        raise ValueError(f"frames must be positive, not {frames}")
+    try:
+        options = {"format_whitelist": VIDEO_FORMATS}
+        with av.open(io.BytesIO(data), options=options, metadata_errors="ignore") as container:
+            return _sample(container, frames, where)
+    except InputError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        problem = f"cannot be decoded ({getattr(error, 'strerror', error)}); the file is damaged or no video"
+        raise InputError(f"{where}: {problem}. Download it again or drop the record") from None
+
+
+def _sample(container: Any, frames: int, where: str) -> Clip:
+    stream = _video_stream(container, where)
+    packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+    if any(packet.pts is None for packet in packets):
+        raise InputError(
+            f"{where}: has no time stamps; write it anew with ffmpeg -i OLD -c:v libx264 NEW.mp4"
+        )
+    times = sorted({packet.pts for packet in packets})
+    if not times:
+        raise InputError(f"{where}: has no frames; drop the record")
+    indices = np.linspace(0, len(times) - 1, min(frames, len(times))).round().astype(int).tolist()
+    _check_size(stream.width, stream.height, where)
+    if stream.width * stream.height * len(indices) > MAX_CLIP_PIXELS:
+        raise InputError(
+            f"{where}: {len(indices)} frames of {stream.width}x{stream.height} are too much; ask for fewer"
+        )
+    wanted = [times[index] for index in indices]
+    pixels = _decode_at(container, stream, wanted, sorted({p.pts for p in packets if p.is_keyframe}))
+    if len({array.shape for array in pixels.values()}) > 1 or len(pixels) < len(wanted):
+        problem = f"{len(pixels)} of {len(wanted)} frames can be decoded to one size"
+        raise InputError(f"{where}: only {problem}; write it anew with ffmpeg -i OLD -c:v libx264 NEW.mp4")
+    seconds = [float((time - times[0]) * stream.time_base) for time in wanted]
+    fps = float(stream.average_rate or 0)
+    return Clip(np.stack([pixels[time] for time in wanted]), indices, seconds, fps, len(times))
+
+
+def _video_stream(container: Any, where: str) -> Any:
+    streams = [
+        s for s in container.streams.video if s.codec_context and not s.disposition & Disposition.attached_pic
+    ]
+    if not streams:
+        found = ", ".join(s.type for s in container.streams) or "none"
+        raise InputError(
+            f"{where}: has no video stream that can be decoded (streams: {found}); drop the record"
+        )
+    # Loader workers are parallel already: threads inside the decoder cost time and gain none.
+    streams[0].codec_context.thread_type = "NONE"
+    return streams[0]
+
+
+def _decode_at(container: Any, stream: Any, wanted: list[int], keyframes: list[int]) -> dict[int, np.ndarray]:
+    """Return the pixels of the frames at the times ``wanted`` (ascending), as far as they can be decoded."""
+    found: dict[int, np.ndarray] = {}
+    for start, group in groupby(wanted, key=lambda time: max(bisect_right(keyframes, time) - 1, 0)):
+        targets = set(group)
+        container.seek(keyframes[start] if keyframes else wanted[0], stream=stream)
+        found |= _read_until(container.decode(stream), targets)
+    return found
+
+
+def _read_until(decoded: Iterable[Any], targets: set[int]) -> dict[int, np.ndarray]:
+    found: dict[int, np.ndarray] = {}
+    for frame in decoded:
+        if frame.pts in targets:
+            # The display matrix turns counter-clockwise, and so does rot90.
+            found[frame.pts] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+        if len(found) == len(targets) or (frame.pts is not None and frame.pts > max(targets)):
+            break
+    return found

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records to token ids and pixel tensors, by the model's own Hugging Face processor.
+
+This is the one place outside ``models`` and ``export`` that imports transformers: a datamodule knows a processor, never a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedTokenizerBase
+from transformers.video_utils import VideoMetadata
+
+from ixc_lightning.datamodules.media import Clip, decode_image, decode_video
+from ixc_lightning.types import InputError, Record
+
+TOKEN_ALIGNED = ("mm_token_type_ids", "token_type_ids")
+"""Processor outputs that hold one number per token; all others but the attention mask are media."""
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Encoded(NamedTuple):
+    """One prompt and its responses.
+
+    Attributes:
+        ids: the prompt's token ids (P,), up to and including the opening of the assistant's turn.
+        token_types: per-token inputs of the model family, each (P,).
+        media: pixel tensors and grids of the prompt's pictures.
+        responses: token ids (T,) of each response, its end-of-turn token included.
+    """
+
+    ids: Tensor
+    token_types: dict[str, Tensor]
+    media: dict[str, Tensor]
+    responses: list[Tensor]
+
+
+class ChatEncoder:
+    """Encodes the prompt and the responses of a record with a processor's chat template.
+
+    A response's tokens are those of the text that the template writes after the prompt, so prompt and response can be cached,
+    shared and generated apart, and joined still make the sequence that a chat model was trained on.
+
+    Args:
+        source: hub id or folder of the processor.
+        max_tokens: most tokens of a prompt and one response. A longer sample is an error: cutting would cut pictures or answers.
+        video_frames: frames taken from each video, evenly spaced.
+        response_suffix: text put after every response, for a reward token such as ``[UNUSED_TOKEN_130]``.
+
+    Raises:
+        InputError: the processor cannot be loaded or has no chat template.
+    """
+
+    def __init__(
+        self, source: str, *, max_tokens: int | None = None, video_frames: int = 8, response_suffix: str = ""
+    ) -> None:
+        self.processor = load_processor(source)
+        self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        self.max_tokens = max_tokens
+        self.video_frames = video_frames
+        self.response_suffix = response_suffix
+        if not (self.processor.chat_template or self.tokenizer.chat_template):
+            raise InputError(
+                f"the processor of {source!r} has no chat template: add chat_template.jinja to the folder"
+            )
+
+    def __call__(self, record: Record, messages: Messages, answers: Sequence[Messages]) -> Encoded:
+        """Encode ``messages`` as the prompt and each of ``answers`` as a response to it.
+
+        Raises:
+            InputError: media cannot be decoded, the sample is too long, or the model or its template cannot take it.
+        """
+        text = self._text(messages, opens_answer=True)
+        prompt = self._prompt(record, text)
+        responses = [self._response(record, text, [*messages, *answer]) for answer in answers]
+        longest = len(prompt["input_ids"]) + max((len(ids) for ids in responses), default=0)
+        if self.max_tokens is not None and longest > self.max_tokens:
+            raise InputError(
+                f"{record.shard}:{record.key}: {longest} tokens, more than max_tokens={self.max_tokens}; "
+                "raise max_tokens, send smaller or fewer pictures, or leave the sample out"
+            )
+        return Encoded(
+            ids=prompt.pop("input_ids"),
+            token_types={name: prompt.pop(name) for name in TOKEN_ALIGNED if name in prompt},
+            media={name: value for name, value in prompt.items() if name != "attention_mask"},
+            responses=responses,
+        )
+
+    def response_lengths(self, record: Record) -> tuple[int, int]:
+        """Tokens of the chosen and of the rejected text, without template and media, for length statistics."""
+        texts = (text_of(answer) for answer in (record.chosen or (), record.rejected or ()))
+        chosen, rejected = (
+            len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
+        )
+        return chosen, rejected
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether the source has a tokenizer alone, and so takes no pictures."""
+        return isinstance(self.processor, PreTrainedTokenizerBase)
+
+    def _text(self, messages: Messages, *, opens_answer: bool) -> str:
+        if self.is_text_only:  # text templates expect strings where multi-modal ones expect parts
+            messages = [{**message, "content": text_of([message])} for message in messages]
+        text: str = self.processor.apply_chat_template(
+            messages, add_generation_prompt=opens_answer, tokenize=False
+        )
+        return text
+
+    def _prompt(self, record: Record, text: str) -> dict[str, Tensor]:
+        bos = self.tokenizer.bos_token
+        settings = {"return_tensors": "pt", "add_special_tokens": not (bos and text.startswith(bos))}
+        if not self.is_text_only:
+            outputs = self.processor(text=[text], **settings, **self._media(record))
+        elif record.modality == "text":
+            outputs = self.tokenizer([text], **settings)
+        else:
+            raise InputError(
+                f"{record.shard}:{record.key}: a {record.modality} prompt, but the model reads text only"
+            )
+        aligned = {"input_ids", "attention_mask", *TOKEN_ALIGNED}
+        return {
+            name: torch.as_tensor(value)[0] if name in aligned else torch.as_tensor(value)
+            for name, value in outputs.items()
+        }
+
+    def _response(self, record: Record, prompt: str, dialogue: Messages) -> Tensor:
+        text = self._text(dialogue, opens_answer=False)
+        if not text.startswith(prompt):
+            raise InputError(
+                f"{record.shard}:{record.key}: the chat template rewrites the prompt once an answer follows, so the two "
+                "cannot be encoded apart; give the processor a template without that rule"
+            )
+        # Templates often end a turn with a line break, which generation, stopping at the end token, never produces.
+        answer = text[len(prompt) :].rstrip("\n") + self.response_suffix
+        ids: Tensor = self.tokenizer([answer], add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        return ids
+
+    def _media(self, record: Record) -> dict[str, Any]:
+        """Decoded media as keyword arguments of the processor, whose call must not name what a record does not have."""
+        images, clips = self._decode(record)
+        media: dict[str, Any] = {"images": [images]} if images else {}
+        if clips:
+            media["videos"] = [[clip.frames for clip in clips]]
+            media["do_sample_frames"] = False  # sampled already, when decoding
+            media["video_metadata"] = [
+                [
+                    VideoMetadata(total_num_frames=clip.num_frames, fps=clip.fps or None, frames_indices=clip.indices)
+                    for clip in clips
+                ]
+            ]
+        return media
+
+    def pictures(self, record: Record) -> list[Image.Image]:
+        """The images of a record, then the sampled frames of its clips."""
+        images, clips = self._decode(record)
+        return images + [Image.fromarray(frame) for clip in clips for frame in clip.frames]
+
+    def _decode(self, record: Record) -> tuple[list[Image.Image], list[Clip]]:
+        images, clips = [], []
+        for part in record.parts:
+            where = f"{record.shard}:{record.key}.{part.get('file')}"
+            if part["type"] == "image":
+                images.append(decode_image(record.media[part["file"]], where=where))
+            elif part["type"] == "video":
+                clips.append(decode_video(record.media[part["file"]], frames=self.video_frames, where=where))
+        return images, clips
+
+
+def load_processor(source: str) -> Any:
+    """The processor of a hub id or folder, or its tokenizer where the model reads text only.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = str(Path(source).expanduser())
+    try:
+        return AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"no processor can be loaded from {source!r}: {error}. Give a hub id, or a folder that holds the model's "
+            "processor or tokenizer files beside its config.json"
+        ) from error
+
+
+def text_of(messages: Messages) -> str:
+    """All text of the messages, one part after the other."""
+    return "".join(part["text"] for message in messages for part in message["content"] if part["type"] == "text")

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that are no verb of a Trainer. Each loads what it needs when it runs, so that help stays quick."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+import jsonargparse
+
+from ixc_lightning.cli.recipes import packaged_recipes
+from ixc_lightning.types import InputError
+
+
+class Command(NamedTuple):
+    """One command: what it does, in a line, and the function that takes its words."""
+
+    summary: str
+    run: Callable[[list[str]], None]
+
+
+def call(function: Callable[..., object], words: Sequence[str], *, name: str) -> None:
+    """Call a function with arguments from the command line; its docstring and signature are the help page."""
+    jsonargparse.auto_cli(
+        function, args=list(words), parser_class=jsonargparse.ArgumentParser, prog=f"python -m ixc_lightning {name}"
+    )
+
+
+def convert(words: list[str]) -> None:
+    """Write shards from a data set: ``convert NAME …``, by the module of that name in ``datamodules/sources``."""
+    package = import_module("ixc_lightning.datamodules.sources")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help"):
+        print(f"usage: python -m ixc_lightning convert NAME ...\n\nNAME is one of: {', '.join(names)}")
+    elif name in names:
+        call(import_module(f"{package.__name__}.{name}").convert, words[1:], name=f"convert {name}")
+    else:
+        raise InputError(f"there is no converter {name!r}; there are: {', '.join(names)}")
+
+
+def export(words: list[str]) -> None:
+    """Write a Hugging Face folder from a checkpoint."""
+    call(import_module("ixc_lightning.cli.checkpoints").export_checkpoint, words, name="export")
+
+
+def tiny(words: list[str]) -> None:
+    """Write the tiny model with fresh weights."""
+    call(import_module("ixc_lightning.models.tiny").build_tiny, words, name="tiny")
+
+
+def quickstart(words: list[str]) -> None:
+    """Train and evaluate the whole chain on handwritten digits."""
+    call(import_module("ixc_lightning.cli.quickstart").quickstart, words, name="quickstart")
+
+
+def recipes(words: list[str]) -> None:
+    """List the packaged recipes with the first line of their headers."""
+    call(list_recipes, words, name="recipes")
+
+
+def list_recipes() -> None:
+    """List the recipes that came with the package; each can be named as --config."""
+    for name, path in packaged_recipes().items():
+        print(f"{name:<30}{path.read_text().splitlines()[0].lstrip('# ')}")
+
+
+COMMANDS = {
+    "quickstart": Command("train and evaluate the whole chain on handwritten digits, in minutes on a CPU", quickstart),
+    "recipes": Command("list the packaged recipes", recipes),
+    "convert": Command("write shards from a data set", convert),
+    "export": Command("write a Hugging Face folder from a checkpoint", export),
+    "tiny": Command("write a tiny vision-language model with fresh weights", tiny),
+}

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Merging the pictures and clips of several samples into those of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def merge_media(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the media of a batch: for every key the samples' tensors one after the other, in row order.
+
+    Each sample holds what a processor returned for it *alone*, less the tensors with one value per token.
+    Along the first axis the tensors are joined, so that it runs over all pictures (or patches, tiles, clips)
+    of the batch; the other axes are filled up with zeros at their ends, which is how the processors of
+    transformers fill tiles and frames themselves. A key that a sample lacks contributes nothing, so samples
+    with none, one or many pictures and clips may mix.
+
+    Args:
+        samples: for each row of the batch its media by processor name; empty for a row of text.
+
+    Returns:
+        The merged media; empty for a batch of text.
+
+    Raises:
+        ValueError: if a key has another number of axes in one sample than in the others.
+
+    Example:
+        >>> one, two = torch.ones(1, 2), torch.ones(2, 1)
+        >>> merge_media([{"pixel_values": one}, {}, {"pixel_values": two}])["pixel_values"].tolist()
+        [[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
+    """
+    keys = dict.fromkeys(key for sample in samples for key in sample)
+    return {key: _join(key, [sample[key] for sample in samples if key in sample]) for key in keys}
+
+
+def _join(key: str, tensors: list[Tensor]) -> Tensor:
+    if len({tensor.dim() for tensor in tensors}) > 1:
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"{key} has {shapes}: the same number of axes is needed")
+    sizes = [max(axis) for axis in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    return torch.cat([_fill(tensor, sizes) for tensor in tensors])
+
+
+def _fill(tensor: Tensor, sizes: list[int]) -> Tensor:
+    gaps = [size - have for size, have in zip(sizes, tensor.shape[1:], strict=True)]
+    # `pad` counts axes from the last one
+    return pad(tensor, [side for gap in reversed(gaps) for side in (0, gap)]) if any(gaps) else tensor

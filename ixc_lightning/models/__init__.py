@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks: the backbone face over a vision-language model, and the reward model on top of it."""
+
+from ixc_lightning.models.backbone import ROLES, Backbone, Visuals
+
+__all__ = ["ROLES", "Backbone", "Visuals"]
+from ixc_lightning.models.reward_model import RewardModel as RewardModel

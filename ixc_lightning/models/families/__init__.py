@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between the families of vision-language models, one file a family that needs special care.
+
+A family without a file is an ordinary one: its pictures come out of ``get_image_features``, its positions
+count real tokens.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ixc_lightning.models.families.base import Family
+from ixc_lightning.models.families.llava_onevision import LlavaOnevision
+from ixc_lightning.models.families.mrope import Mrope
+
+__all__ = ["Family", "family_of"]
+
+
+def family_of(base: nn.Module) -> Family:
+    """The family of a base model of transformers, told by what the model can do wherever possible."""
+    if hasattr(base, "get_rope_index"):
+        return Mrope()
+    return LlavaOnevision() if base.config.model_type == "llava_onevision" else Family()

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reward model: any vision-language model, pooled, and a linear score head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from ixc_lightning.functional.masking import last_pool, mean_pool, token_pool
+from ixc_lightning.models.backbone import Backbone, Visuals
+from ixc_lightning.types import InputError, Sequences
+
+Pooling = Literal["mean", "last", "token"]
+
+SETTINGS_FILE = "reward_model.json"
+HEAD_KEY = "score.weight"
+
+
+class RewardModel(nn.Module):
+    """Scores a response to a prompt with its pictures: r(x, y) = w · pool(h), in float32.
+
+    h are the last hidden states of the language model. InternLM-XComposer2.5-Reward, §3 (arXiv 2501.12368): the last linear layer
+    is replaced by a score head over the average hidden state of all tokens, and the vision tower and the projector are frozen.
+
+    ``source`` may be a model that was never a reward model, whose head then starts as w ~ N(0, 1/(d+1)) (standard deviation
+    1/√(d+1), Huang et al. 2024, arXiv 2403.17031, detail 12), or a folder that ``save_pretrained`` wrote, whose head, pooling and
+    statistics are taken over.
+
+    Args:
+        source: hub id or folder.
+        pooling: ``mean`` over all real tokens, the ``last`` real token, or the last occurrence of ``reward_token_id``. Null means
+            what the source was trained with, and ``mean`` for a new head.
+        reward_token_id: the token that ``pooling: token`` reads.
+        weights: ``pretrained`` loads them, ``random`` builds the architecture of the source's config afresh.
+        freeze: roles that are not trained, of ``vision``, ``projector`` and ``language``.
+        dtype: of the backbone's weights; the head is always float32.
+        attention: ``sdpa``, ``eager``, ``flash_attention_2`` or another implementation that transformers knows.
+        gradient_checkpointing: recompute activations in the backward pass, for less memory.
+
+    Raises:
+        InputError: the source cannot be loaded, or was trained with another pooling.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        pooling: Pooling | None = None,
+        reward_token_id: int | None = None,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        freeze: Sequence[str] = ("vision", "projector"),
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(
+            source,
+            weights=weights,
+            freeze=freeze,
+            dtype=dtype,
+            attention=attention,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        saved = _saved_settings(source) if weights == "pretrained" else {}
+        _check_pooling(source, saved, pooling, reward_token_id)
+        self.pooling: Pooling = pooling or saved.get("pooling", "mean")
+        self.reward_token_id = reward_token_id if reward_token_id is not None else saved.get("reward_token_id")
+        self.score = nn.Linear(self.backbone.hidden_size, 1, bias=False, dtype=torch.float32)
+        self.register_buffer("score_mean", torch.tensor(saved.get("score_mean", 0.0)))
+        self.register_buffer("score_std", torch.tensor(saved.get("score_std", 1.0)))
+        if saved:
+            self.score.weight.data.copy_(_saved_head(source))
+        else:
+            nn.init.normal_(self.score.weight, std=(self.backbone.hidden_size + 1) ** -0.5)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: str = "float32", attention: str = "sdpa") -> RewardModel:
+        """A trained reward model, in evaluation mode, with nothing frozen off that was trained.
+
+        Raises:
+            InputError: the folder is not one that ``save_pretrained`` wrote.
+        """
+        if not _saved_settings(str(folder)):
+            raise InputError(
+                f"{folder} holds no {SETTINGS_FILE}, so it is not a reward model; "
+                "python -m ixc_lightning export CHECKPOINT FOLDER writes one"
+            )
+        return cls(str(folder), dtype=dtype, attention=attention).eval()
+
+    def encode(self, media: dict[str, Tensor]) -> Visuals | None:
+        """The pictures and clips of a batch, encoded once for all that is scored after them; None for a batch of text."""
+        return self.backbone.encode(media)
+
+    def forward(self, sequences: Sequences, visuals: Visuals | None) -> Float[Tensor, " B"]:
+        """Scores of the sequences, unbounded and in float32; higher is better.
+
+        Args:
+            sequences: prompt and response joined.
+            visuals: their pictures, encoded, in row order.
+
+        Raises:
+            ValueError: a row without tokens, or without the reward token.
+        """
+        hidden = self.backbone(sequences.ids, sequences.mask, sequences.token_types, visuals)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.score(self._pool(hidden, sequences)).squeeze(-1)
+
+    def normalise(self, scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Scores with mean 0 and standard deviation 1 on the data that the statistics were taken from."""
+        return (scores - self.score_mean) / self.score_std
+
+    @torch.no_grad()
+    def store_statistics(self, mean: Tensor | float, std: Tensor | float) -> None:
+        """Remember the mean and the standard deviation of the scores on reference data, saved with the model."""
+        self.score_mean.fill_(mean)
+        self.score_std.fill_(std)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a Hugging Face folder: the backbone as transformers writes it, the head in the same safetensors file as
+        ``score.weight``, and pooling and statistics in ``reward_model.json``.
+        """
+        self.backbone.save_pretrained(folder, extra={HEAD_KEY: self.score.weight.detach()})
+        settings = {
+            "format": 1,
+            "pooling": self.pooling,
+            "reward_token_id": self.reward_token_id,
+            "score_mean": self.score_mean.item(),
+            "score_std": self.score_std.item(),
+        }
+        (Path(folder) / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def _pool(self, hidden: Float[Tensor, "B L D"], sequences: Sequences) -> Float[Tensor, "B D"]:
+        if self.pooling == "mean":
+            return mean_pool(hidden, sequences.mask)
+        if self.pooling == "last":
+            return last_pool(hidden, sequences.mask)
+        return token_pool(hidden, sequences.mask, sequences.ids, token_id=self.reward_token_id)
+
+
+def is_reward_model(source: str | Path) -> bool:
+    """Whether a hub id or folder holds a reward model that ``save_pretrained`` wrote."""
+    return bool(_saved_settings(str(source)))
+
+
+def _saved_settings(source: str) -> dict[str, Any]:
+    path = _find(source, SETTINGS_FILE)
+    return json.loads(Path(path).read_text()) if path else {}
+
+
+def _saved_head(source: str) -> Tensor:
+    """The head's weight, wherever its safetensors file is.
+
+    Raises:
+        InputError: the files do not hold it.
+    """
+    index = _find(source, "model.safetensors.index.json")
+    name = json.loads(Path(index).read_text())["weight_map"].get(HEAD_KEY) if index else "model.safetensors"
+    path = _find(source, name) if name else None
+    if path:
+        with safe_open(path, "pt") as tensors:
+            if HEAD_KEY in tensors.keys():  # noqa: SIM118: safe_open is not a mapping
+                return tensors.get_tensor(HEAD_KEY)
+    raise InputError(f"{source} holds {SETTINGS_FILE} but no tensor {HEAD_KEY}: its weights are not those of a reward model")
+
+
+def _find(source: str, name: str) -> str | None:
+    """Local path of a file of a hub id or folder; None where it has no such file."""
+    try:
+        return cached_file(str(Path(source).expanduser()), name)
+    except OSError:
+        return None
+
+
+def _check_pooling(
+    source: str, saved: dict[str, Any], pooling: Pooling | None, reward_token_id: int | None
+) -> None:
+    if saved and pooling not in (None, saved["pooling"]):
+        raise InputError(
+            f"{source} was trained with pooling: {saved['pooling']}, so its head means nothing under pooling: {pooling}; "
+            "leave pooling out"
+        )
+    if pooling == "token" and saved.get("reward_token_id", reward_token_id) is None:
+        raise InputError("pooling: token needs reward_token_id, the id of the token whose hidden state is scored")

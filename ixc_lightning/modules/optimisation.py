@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the modules do alike around the optimiser and the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from ixc_lightning.types import InputError
+
+
+def optimise(
+    parameters: Iterable[nn.Parameter], optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None
+) -> OptimizerLRSchedulerConfig:
+    """The optimiser over all parameters that are trained, and its schedule, stepped once per optimiser step.
+
+    Raises:
+        InputError: everything is frozen.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        raise InputError("freeze leaves nothing to train: take a role out of it")
+    built = optimizer(trained)
+    if scheduler is None:
+        return {"optimizer": built}
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler(built), "interval": "step"}}
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm of all gradients together, before clipping."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Compare a checkpoint with the module that is to take it.
+
+    Raises:
+        InputError: names or shapes differ, as they do for another architecture.
+    """
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [name for name in own.keys() & given.keys() if own[name] != given[name]]
+    problems = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unknown": sorted(given.keys() - own.keys()),
+        "of another shape": sorted(wrong),
+    }
+    found = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in problems.items() if names]
+    if found:
+        raise InputError(
+            f"the checkpoint is of another architecture than the model: {', '.join(found)}. "
+            "Name the model that it was trained from as model.source, or start without --ckpt_path"
+        )

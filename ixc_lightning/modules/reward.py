@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of a reward model on preference pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from ixc_lightning.functional.masking import join, stack
+from ixc_lightning.functional.preference import centre_penalty, is_correct, pairwise_loss
+from ixc_lightning.metrics import PreferenceStatistics
+from ixc_lightning.models.reward_model import RewardModel
+from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise
+from ixc_lightning.types import PreferenceBatch
+
+
+class RewardModule(L.LightningModule):
+    """Trains a reward model on ``PreferenceBatch``es by the pairwise loss; frozen roles are those of the model's ``freeze``.
+
+    InternLM-XComposer2.5-Reward, §3 and Eq. 1 (arXiv 2501.12368). Each picture is encoded once for both responses.
+
+    Logs, for ``phase`` in ``train``, ``val`` and ``test``: ``phase/loss`` (nats; log 2 at the start, falling) and every name of
+    ``PreferenceStatistics`` (``phase/accuracy``, ``phase/margin``, …; ``length_correlation`` near that of the data is healthy). For
+    training these cover the pairs since they were last logged. Besides ``train/gradient_norm``, before clipping.
+
+    After every validation the mean and standard deviation of its scores are stored in the model, for later normalisation.
+
+    Args:
+        model: builds the reward model, when the trainer's devices are known.
+        optimizer: over the parameters that are trained.
+        scheduler: of the learning rate, stepped with the optimiser.
+        label_smoothing: share of the preferences taken to be wrong, in [0, 0.5).
+        centre_coef: multiplier of the penalty that keeps the scores around 0.
+    """
+
+    model: RewardModel | None
+
+    def __init__(
+        self,
+        model: Callable[[], RewardModel],
+        *,
+        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5, weight_decay=0.1),
+        scheduler: LRSchedulerCallable | None = None,
+        label_smoothing: float = 0.0,
+        centre_coef: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.build = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        self.centre_coef = centre_coef
+        self.model = None
+
+    def configure_model(self) -> None:
+        """Build the model; Lightning calls this once for every stage."""
+        if self.model is None:
+            self.model = self.build()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The recipe's optimiser over what is not frozen."""
+        return optimise(self.parameters(), self.optimizer, self.scheduler)
+
+    def setup(self, stage: str) -> None:
+        """Make the statistics of each phase, by the datamodule's names of domains."""
+        domains = self.trainer.datamodule.domains
+        self.statistics = {phase: PreferenceStatistics(domains).to(self.device) for phase in ("train", "val", "test")}
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch of pairs."""
+        # 1 score both responses of each pair
+        chosen, rejected = self.score(batch)
+        # 2 prefer the chosen ones
+        loss = self.loss(batch, chosen, rejected)
+        # 3 log
+        accuracy = is_correct(chosen, rejected).float().mean()
+        self.log_dict({"train/loss": loss, "train/accuracy_step": accuracy}, prog_bar=True, batch_size=len(batch.keys))
+        self._count("train", batch, chosen, rejected)
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_statistics("train")
+        return loss
+
+    def score(self, batch: PreferenceBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Scores of the chosen and of the rejected responses; each picture is encoded once for both."""
+        visuals = self.model.encode(batch.prompts.media)
+        pairs = stack(join(batch.prompts, batch.chosen), join(batch.prompts, batch.rejected))
+        chosen, rejected = self.model(pairs, None if visuals is None else visuals.repeat(2)).chunk(2)
+        return chosen, rejected
+
+    def loss(
+        self, batch: PreferenceBatch, chosen: Float[Tensor, " B"], rejected: Float[Tensor, " B"]
+    ) -> Float[Tensor, ""]:
+        """The pairwise loss, and the penalty on scores far from 0 if it is asked for."""
+        loss = pairwise_loss(chosen, rejected, margin=batch.margin, label_smoothing=self.label_smoothing)
+        return torch.add(loss, centre_penalty(chosen, rejected), alpha=self.centre_coef)
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Scores of one batch, for callbacks too."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Scores of one batch, for callbacks too."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
+        """Scores of one batch, with the keys of its records."""
+        chosen, rejected = self.score(batch)
+        return {"keys": batch.keys, "chosen": chosen, "rejected": rejected}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the statistics, and store the moments of the scores with the model."""
+        values = self._log_statistics("val")
+        if not self.trainer.sanity_checking:
+            self.model.store_statistics(values["score_mean"], values["score_std"])
+
+    def on_test_epoch_end(self) -> None:
+        """Log the statistics."""
+        self._log_statistics("test")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the norm of the gradient."""
+        self.log("train/gradient_norm", gradient_norm(self.parameters()))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture, by name."""
+        check_state(self, checkpoint["state_dict"])
+
+    def _evaluate(self, phase: str, batch: PreferenceBatch) -> dict[str, Tensor]:
+        chosen, rejected = self.score(batch)
+        loss = self.loss(batch, chosen, rejected)
+        self.log(f"{phase}/loss", loss, batch_size=len(batch.keys), sync_dist=True)
+        self._count(phase, batch, chosen, rejected)
+        return {"chosen": chosen, "rejected": rejected}
+
+    def _count(self, phase: str, batch: PreferenceBatch, chosen: Tensor, rejected: Tensor) -> None:
+        lengths = batch.chosen.mask.sum(dim=1), batch.rejected.mask.sum(dim=1)
+        self.statistics[phase].update(chosen, rejected, *lengths, batch.domain, batch.modality)
+
+    def _log_statistics(self, phase: str) -> dict[str, Tensor | float]:
+        values = self.statistics[phase].compute()
+        self.statistics[phase].reset()
+        self.log_dict({f"{phase}/{name}": value for name, value in values.items()}, rank_zero_only=True)
+        return values

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised fine-tuning: the start that a reward model and a policy are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from jaxtyping import Bool, Float
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from ixc_lightning.functional.masking import join
+from ixc_lightning.functional.sft import exact_match, predicting_mask, sft_loss
+from ixc_lightning.models.backbone import Backbone
+from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise
+from ixc_lightning.types import MODALITIES, InstructionBatch
+
+
+class SFTModule(L.LightningModule):
+    """Trains a vision-language model on ``InstructionBatch``es to say the reference responses; prompts carry no loss.
+
+    Logs ``train/loss`` and ``val/loss`` (nats per response token), ``train/gradient_norm`` before clipping, and ``val/exact_match``
+    with ``val/modality_exact_match/<modality>``: share of the responses all of whose tokens are the likeliest ones, each given the
+    true tokens before it.
+
+    Args:
+        model: builds the backbone, with its language-model head, when the trainer's devices are known.
+        optimizer: over the parameters that are trained.
+        scheduler: of the learning rate, stepped with the optimiser.
+    """
+
+    model: Backbone | None
+
+    def __init__(
+        self,
+        model: Callable[[], Backbone],
+        *,
+        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5, weight_decay=0.1),
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.build = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.model = None
+
+    def configure_model(self) -> None:
+        """Build the model; Lightning calls this once for every stage."""
+        if self.model is None:
+            self.model = self.build()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The recipe's optimiser over what is not frozen."""
+        return optimise(self.parameters(), self.optimizer, self.scheduler)
+
+    def training_step(self, batch: InstructionBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch of conversations."""
+        loss, _ = self.predict_responses(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.keys))
+        return loss
+
+    def predict_responses(self, batch: InstructionBatch) -> tuple[Float[Tensor, ""], Bool[Tensor, " B"]]:
+        """Mean loss per response token, and which responses are predicted without a fault."""
+        # 1 look at the pictures, read prompt and response
+        visuals = self.model.encode(batch.prompts.media)
+        sequences = join(batch.prompts, batch.responses)
+        hidden = self.model(sequences.ids, sequences.mask, sequences.token_types, visuals)
+        # 2 compute logits where the next token belongs to the response, and nowhere else
+        logits = self.model.logits(hidden[predicting_mask(sequences.response_mask)])
+        targets = sequences.ids[sequences.response_mask]
+        # 3 compare
+        return sft_loss(logits, targets), exact_match(logits, targets, sequences.response_mask)
+
+    def validation_step(self, batch: InstructionBatch, batch_idx: int) -> None:
+        """Loss and exact match of one batch."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: InstructionBatch, batch_idx: int) -> None:
+        """Loss and exact match of one batch."""
+        self._evaluate("test", batch)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the norm of the gradient."""
+        self.log("train/gradient_norm", gradient_norm(self.parameters()))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture, by name."""
+        check_state(self, checkpoint["state_dict"])
+
+    def _evaluate(self, phase: str, batch: InstructionBatch) -> None:
+        loss, matches = self.predict_responses(batch)
+        self.log(f"{phase}/loss", loss, batch_size=len(batch.keys), sync_dist=True)
+        self.log(f"{phase}/exact_match", matches.float().mean(), batch_size=len(batch.keys), sync_dist=True)
+        for index, name in enumerate(MODALITIES):
+            group = matches[batch.modality == index]
+            if len(group):
+                key = f"{phase}/modality_exact_match/{name}"
+                self.log(key, group.float().mean(), batch_size=len(group))

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data contracts between the layers: what a record is, what a batch is, and the one shape legend.
+
+Shape legend, used in every annotation of the package:
+
+    B  batch (one row per prompt)          V  vocabulary
+    P  prompt tokens                       D  hidden size
+    T  response tokens                     N  image or video tokens
+    L  tokens of prompt and response together
+
+Every ``*_mask`` is Bool and True marks a real token. Masked places hold 0, never a sentinel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from PIL.Image import Image
+from torch import Tensor
+
+MODALITIES = ("text", "image", "multi_image", "video")
+"""The four modalities, in the order of their ids in ``modality`` tensors."""
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used.
+
+    The message names the file, the key and the field, and says what to do next. The command line prints it alone, without a
+    traceback, and exits with status 2.
+    """
+
+
+@dataclass(frozen=True)
+class Record:
+    """One validated sample of a shard: a conversation, its media, and what is known about its answers.
+
+    A preference record has ``chosen`` and ``rejected``. An instruction record has neither and its ``messages`` end with the
+    assistant's turn. A prompt record has neither and its ``messages`` end with the user's turn.
+
+    Attributes:
+        key: the WebDataset key, unique within ``shard``.
+        shard: path of the tar that holds the record, for messages.
+        source: name of the data set that the record came from.
+        domain: name of the task domain, for example ``reading``.
+        messages: the conversation in the chat-template convention of transformers; ``content`` is always a list of parts, each
+            ``{"type": "text", "text": …}`` or ``{"type": "image" | "video", "file": …}``.
+        chosen: the preferred continuation, one or more messages of text.
+        rejected: the other continuation.
+        margin: how much better ``chosen`` is, in score units; 0 where the record does not say.
+        answer: the reference answer for verifiers, or None.
+        media: original bytes of every file that ``messages`` names, by file name.
+    """
+
+    key: str
+    shard: str
+    source: str
+    domain: str
+    messages: tuple[Mapping[str, Any], ...]
+    chosen: tuple[Mapping[str, Any], ...] | None = None
+    rejected: tuple[Mapping[str, Any], ...] | None = None
+    margin: float = 0.0
+    answer: Any = None
+    media: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[Mapping[str, Any]]:
+        """Every content part of ``messages``, in order."""
+        return [part for message in self.messages for part in message["content"]]
+
+    @property
+    def modality(self) -> str:
+        """The record's entry of ``MODALITIES``: a video outranks images, and two images make ``multi_image``."""
+        kinds = [part["type"] for part in self.parts]
+        if "video" in kinds:
+            return "video"
+        return MODALITIES[min(kinds.count("image"), 2)]
+
+
+class Example(NamedTuple):
+    """A preference pair for a person to look at.
+
+    Attributes:
+        prompt: the text of all turns before the responses.
+        chosen: text of the preferred response.
+        rejected: text of the other one.
+        pictures: the images, and the sampled frames of clips, in order.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    pictures: list[Image]
+
+
+class Prompts(NamedTuple):
+    """Tokenised prompts with their media, padded on either side.
+
+    Attributes:
+        ids: token ids, 0 where masked.
+        mask: True at real tokens.
+        token_types: other per-token inputs of the model family (``mm_token_type_ids``, ``token_type_ids``), each (B, P).
+        media: pixel tensors and their grids, as the processor names them, all pictures of the batch in row order along the
+            first axis; empty for a batch of text.
+    """
+
+    ids: Int[Tensor, "B P"]
+    mask: Bool[Tensor, "B P"]
+    token_types: dict[str, Int[Tensor, "B P"]]
+    media: dict[str, Tensor]
+
+
+class Responses(NamedTuple):
+    """Tokenised responses, padded on either side; they never hold media.
+
+    Attributes:
+        ids: token ids, 0 where masked.
+        mask: True at real tokens, the end-of-turn token included.
+    """
+
+    ids: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+
+
+class PreferenceBatch(NamedTuple):
+    """Preference pairs: each prompt, and its pixels, once, and both responses after it.
+
+    Attributes:
+        prompts: the prompts with their media.
+        chosen: the preferred responses.
+        rejected: the other responses.
+        margin: how much better the chosen response is, 0 where unknown.
+        domain: index into the datamodule's ``domains``.
+        modality: index into ``MODALITIES``.
+        keys: ``shard:key`` of every record, for messages and tables.
+    """
+
+    prompts: Prompts
+    chosen: Responses
+    rejected: Responses
+    margin: Float[Tensor, " B"]
+    domain: Int[Tensor, " B"]
+    modality: Int[Tensor, " B"]
+    keys: list[str]
+
+
+class InstructionBatch(NamedTuple):
+    """Prompts with one reference response each, for supervised fine-tuning. Fields as in ``PreferenceBatch``."""
+
+    prompts: Prompts
+    responses: Responses
+    domain: Int[Tensor, " B"]
+    modality: Int[Tensor, " B"]
+    keys: list[str]
+
+
+class Sequences(NamedTuple):
+    """Prompt and response joined, without a gap, padded on the right.
+
+    Attributes:
+        ids: token ids, 0 where masked.
+        mask: True at real tokens of prompt or response.
+        response_mask: True at real tokens of the response.
+        token_types: as in ``Prompts``, 0 on responses.
+    """
+
+    ids: Int[Tensor, "B L"]
+    mask: Bool[Tensor, "B L"]
+    response_mask: Bool[Tensor, "B L"]
+    token_types: dict[str, Int[Tensor, "B L"]]

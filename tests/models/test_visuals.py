@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures encoded once: used often, stacked without copies, left as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ixc_lightning.types import InputError
+from tests.families import KINDS, assert_close, collate, run
+
+GREEDY = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+FAMILIES = tuple(KINDS)
+PICTURES = tuple(name for name in FAMILIES if "image" in KINDS[name])
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_picture_family = pytest.mark.parametrize("family", PICTURES)
+
+
+@every_picture_family
+def test_repeated_visuals_equal_encoding_the_stacked_batch(tiny, family):
+    it = tiny(family)
+    items = it.samples()
+    batch, twice = collate(items), collate(items * 2)
+    with torch.no_grad():
+        visuals = it.backbone.encode(batch.media)
+        assert_close(run(it.backbone, twice, visuals.repeat(2)), run(it.backbone, twice))
+
+
+@every_picture_family
+def test_repeating_visuals_copies_no_features(tiny, family):
+    visuals = tiny(family).backbone.encode(collate(tiny(family).samples(["image"])).media)
+    many = visuals.repeat(2).repeat(3)
+    assert many.features["image"].tokens is visuals.features["image"].tokens
+    tokens = many.encoder_outputs()["image"].pooler_output
+    assert {part.data_ptr() for part in tokens} == {visuals.features["image"].tokens.data_ptr()}
+    assert len(tokens) == 6
+
+
+@every_picture_family
+def test_visuals_survive_being_used(tiny, family):
+    it = tiny(family)
+    batch = collate(it.samples())
+    with torch.no_grad():
+        visuals = it.backbone.encode(batch.media)
+        first = run(it.backbone, batch, visuals)
+        assert torch.equal(run(it.backbone, batch, visuals), first)
+
+
+@every_picture_family
+def test_generating_from_visuals_equals_generating_from_pixels(tiny, family):
+    it = tiny(family)
+    items = it.samples()
+    batch = collate(items)
+    visuals = it.backbone.encode(batch.media)
+    inputs = {
+        "input_ids": batch.ids,
+        "attention_mask": batch.mask.long(),
+        **batch.token_types,
+        **visuals.grids,
+    }
+    for _ in range(2):  # generation must leave the visuals as they were
+        tokens = it.plain.generate(**inputs, **GREEDY, mm_encoder_outputs=visuals.encoder_outputs())
+        for row, item in zip(tokens[:, batch.ids.shape[1] :], items, strict=True):
+            alone = it.plain.generate(**item, **GREEDY)[0, item["input_ids"].shape[1] :]
+            assert row.tolist() == alone.tolist()
+
+
+@every_picture_family
+def test_a_text_batch_is_the_same_after_a_picture_batch(tiny, family):
+    it = tiny(family)
+    text, pictures = collate(it.samples(["text"])), collate(it.samples())
+    with torch.no_grad():
+        before = run(it.backbone, text)
+        run(it.backbone, pictures)
+        assert torch.equal(run(it.backbone, text), before)
+
+
+@every_family
+def test_a_text_batch_has_no_visuals(tiny, family):
+    assert tiny(family).backbone.encode({}) is None
+
+
+def test_a_text_model_refuses_pictures(tiny):
+    with pytest.raises(InputError, match=r"text model.*pixel_values"):
+        tiny("qwen2").backbone.encode({"pixel_values": torch.zeros(1, 3, 56, 56)})
+
+
+def test_a_family_without_clips_refuses_them(tiny):
+    with pytest.raises(InputError, match="takes no videos"):
+        tiny("gemma3").backbone.encode({"pixel_values_videos": torch.zeros(1, 4, 3, 56, 56)})
+
+
+def test_pictures_without_token_types_are_refused_where_positions_need_them(tiny):
+    it = tiny("qwen3_vl")
+    with pytest.raises(InputError, match="mm_token_type_ids"):
+        run(it.backbone, collate(it.samples())._replace(token_types={}))
