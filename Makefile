@@ -1,6 +1,6 @@
 # Every target sets up what it needs: Python 3.11 or newer and make are enough.
 #
-#   make quickstart   train and evaluate a small reward model on this machine's CPU
+#   make quickstart   train and evaluate a small reward model on this machine's CPU; OUT=folder for another place
 #   make test         the quick tests
 #   make test-slow    the tests marked slow
 #   make lint         ruff, and mypy on the tree as it is shipped
@@ -9,6 +9,7 @@
 #   make clean        remove what the other targets built, except .venv
 
 VENV ?= .venv
+OUT ?= outputs/quickstart
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip
 ROOT := $(CURDIR)
@@ -23,7 +24,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 install: $(VENV)/.installed-dev
 
 quickstart: $(VENV)/.installed-base
-	$(PY) -m ixc_lightning quickstart
+	$(PY) -m ixc_lightning quickstart --out $(OUT)
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -m "not slow and not gpu"

@@ -18,9 +18,10 @@ from ixc_lightning.types import PreferenceBatch
 class PreferenceExamples(Callback):
     """Shows validation pairs with their pictures and scores, and histograms of the scores, in TensorBoard.
 
-    Writes ``val/examples`` (a picture of a table: pictures, question, both responses with their scores), and the histograms
-    ``val/chosen_scores``, ``val/rejected_scores`` and ``val/score_differences`` of the first rank's pairs. Needs validation outputs
-    with ``chosen`` and ``rejected``, and a datamodule with ``example``. Does nothing without a ``TensorBoardLogger``.
+    Writes ``val/examples`` (a picture of a table: pictures, question, both responses with their scores), and
+    the histograms ``val/chosen_scores``, ``val/rejected_scores`` and ``val/score_differences`` of the first
+    rank's pairs. Needs validation outputs with ``chosen`` and ``rejected``, and a datamodule with
+    ``example``. Does nothing without a ``TensorBoardLogger``.
 
     Args:
         count: how many pairs, spread evenly over the validation data.
@@ -40,7 +41,9 @@ class PreferenceExamples(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the batch's scores."""
-        self.scores.append(torch.stack([outputs["chosen"], outputs["rejected"]], dim=1).detach().float().cpu())
+        self.scores.append(
+            torch.stack([outputs["chosen"], outputs["rejected"]], dim=1).detach().float().cpu()
+        )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the table and the histograms of the first rank."""
@@ -53,7 +56,12 @@ class PreferenceExamples(Callback):
         board.add_histogram("val/chosen_scores", chosen, step)
         board.add_histogram("val/rejected_scores", rejected, step)
         board.add_histogram("val/score_differences", chosen - rejected, step)
-        board.add_image("val/examples", self._table(trainer.datamodule, scores, trainer.world_size), step, dataformats="HWC")
+        board.add_image(
+            "val/examples",
+            self._table(trainer.datamodule, scores, trainer.world_size),
+            step,
+            dataformats="HWC",
+        )
 
     def _table(self, datamodule: Any, scores: torch.Tensor, stride: int) -> np.ndarray:
         """The table's pixels. Row i of the first rank's scores is record i · stride, since the ranks take turns."""

@@ -73,4 +73,6 @@ def _thumbnail(picture: Image.Image) -> Image.Image:
     """The picture with its longer side at the size of a thumbnail, small ones enlarged."""
     scale = PICTURE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+    return picture.convert("RGB").resize(
+        size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    )

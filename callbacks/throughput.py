@@ -13,16 +13,19 @@ from ixc_lightning.types import InstructionBatch, PreferenceBatch
 
 
 class Throughput(Callback):
-    """Logs ``train/pairs_per_second`` (``train/samples_per_second`` without pairs) and ``train/tokens_per_second``, of all ranks.
+    """Logs ``train/pairs_per_second`` (``train/samples_per_second`` without pairs) and
+    ``train/tokens_per_second``, of all ranks.
 
-    Lightning's ``ThroughputMonitor`` wants one number of tokens for every batch of a window; ours vary, so the real tokens
-    are counted by the masks, each prompt once. Time spent validating does not count.
+    Lightning's ``ThroughputMonitor`` wants one number of tokens for every batch of a window; ours vary, so
+    the real tokens are counted by the masks, each prompt once. Time spent validating does not count.
     """
 
     def __init__(self) -> None:
         self._restart()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Start the clock if it stands; waiting for the next batch counts from then on."""
         self.started = self.started or time.perf_counter()
 

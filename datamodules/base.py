@@ -20,13 +20,16 @@ from ixc_lightning.types import Example, InputError, Record
 
 
 class ShardDataModule(L.LightningDataModule, ABC):
-    """WebDataset shards in, processed and collated batches out, with text, images and videos mixed in one batch.
+    """WebDataset shards in, processed and collated batches out, with text, images and videos mixed in one
+    batch.
 
     The order of training is a function of ``seed`` and the epoch alone; ranks take turns in it.
 
     Args:
-        processor: hub id or folder of the model's processor. The command line takes it from the model's ``source``.
-        train: shards to train on: a folder, a tar, a pattern such as ``data/shard-{000000..000009}.tar``, or a list of them.
+        processor: hub id or folder of the model's processor. The command line takes it from the model's
+            ``source``.
+        train: shards to train on: a folder, a tar, a pattern such as ``data/shard-{000000..000009}.tar``, or
+            a list of them.
         val: shards to validate on.
         test: shards to test on.
         predict: shards to score.
@@ -98,6 +101,8 @@ class ShardDataModule(L.LightningDataModule, ABC):
         }
         self.domains = sorted({domain for dataset in opened.values() for domain in dataset.domains})
         self._datasets = dict(opened)
+        if self.trainer is not None and "val" not in opened:
+            self.trainer.limit_val_batches = 0
         if "train" in opened and stage == "fit":
             self._datasets["train"] = self._filtered(opened["train"])
 

@@ -43,7 +43,8 @@ class PreferenceCollator:
 
 
 class InstructionCollator:
-    """Instruction records to an ``InstructionBatch``: the last assistant turn is the response, all before it the prompt.
+    """Instruction records to an ``InstructionBatch``: the last assistant turn is the response, all before it
+    the prompt.
 
     Args:
         encoder: encodes prompts and responses.

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from ixc_lightning.datamodules.processing import ChatEncoder
 from ixc_lightning.types import InputError, Record
 
 
-class Filter(Protocol):
+class Filter(ABC):
     """A rule over records; name yours by ``class_path`` in a recipe."""
 
+    @abstractmethod
     def keep(self, record: Record, encoder: ChatEncoder) -> bool:
         """Whether the record stays in the training data."""
 
 
-class LengthRatio:
+class LengthRatio(Filter):
     """Drops pairs whose chosen response is much longer than the rejected one.
 
     The paper removes them so that length is not learned as quality (InternLM-XComposer2.5-Reward, §3, length constraints); it

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from ixc_lightning.types import MODALITIES, InputError
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 1 << 20
 VERSION = 1
+META = re.compile(r"__[^/]*__($|/)")
+"""What WebDataset readers skip."""
 
 
 class Entry(NamedTuple):
@@ -98,7 +101,7 @@ def scan_shard(shard: Path) -> list[Entry]:
     """Return the entries of a shard by reading through its headers and its JSON.
 
     Members group as WebDataset groups them: the key is the path up to the first dot of the file name, the
-    field is the rest in lower case, and names without a dot or within double underscores are no members.
+    field is the rest in lower case, and names without a dot or below ``__meta__`` are no members.
 
     Raises:
         InputError: naming the shard, if it is no uncompressed tar, is cut off, or has a member twice.
@@ -127,13 +130,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tuple[int, int]]]
     for member in tar:
         folder, _, name = member.name.rpartition("/")
         stem, dot, field = name.partition(".")
-        if (
-            member.isreg()
-            and not member.issparse()
-            and dot
-            and stem
-            and not (name.startswith("__") and name.endswith("__"))
-        ):
+        is_file = member.isreg() and not member.issparse()
+        if is_file and stem and dot and not META.match(member.name):
             key = f"{folder}/{stem}" if folder else stem
             yield key, field.lower(), (member.offset_data, member.size)
 

@@ -142,7 +142,7 @@ def _sample(container: Any, frames: int, where: str) -> Clip:
             f"{where}: {len(indices)} frames of {stream.width}x{stream.height} are too much; ask for fewer"
         )
     wanted = [times[index] for index in indices]
-    pixels = _decode_at(container, stream, wanted, sorted({p.pts for p in packets if p.is_keyframe}))
+    pixels = _decode_at(container, stream, wanted, [packet for packet in packets if packet.is_keyframe])
     if len({array.shape for array in pixels.values()}) > 1 or len(pixels) < len(wanted):
         problem = f"{len(pixels)} of {len(wanted)} frames can be decoded to one size"
         raise InputError(f"{where}: only {problem}; write it anew with ffmpeg -i OLD -c:v libx264 NEW.mp4")
@@ -165,13 +165,18 @@ def _video_stream(container: Any, where: str) -> Any:
     return streams[0]
 
 
-def _decode_at(container: Any, stream: Any, wanted: list[int], keyframes: list[int]) -> dict[int, np.ndarray]:
+def _decode_at(container: Any, stream: Any, wanted: list[int], keyframes: list[Any]) -> dict[int, np.ndarray]:
     """Return the pixels of the frames at the times ``wanted`` (ascending), as far as they can be decoded."""
+    keyframes = sorted(keyframes, key=lambda packet: packet.pts)
+    starts = [packet.pts for packet in keyframes]
     found: dict[int, np.ndarray] = {}
-    for start, group in groupby(wanted, key=lambda time: max(bisect_right(keyframes, time) - 1, 0)):
-        targets = set(group)
-        container.seek(keyframes[start] if keyframes else wanted[0], stream=stream)
-        found |= _read_until(container.decode(stream), targets)
+    for group, targets in groupby(wanted, key=lambda time: bisect_right(starts, time) - 1):
+        if group < 0:  # no keyframe comes before, so nothing can be decoded
+            continue
+        # Some containers seek by the time of decoding, and it is never the later one.
+        packet = keyframes[group]
+        container.seek(packet.pts if packet.dts is None else packet.dts, stream=stream)
+        found |= _read_until(container.decode(stream), set(targets))
     return found
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records to token ids and pixel tensors, by the model's own Hugging Face processor.
 
-This is the one place outside ``models`` and ``export`` that imports transformers: a datamodule knows a processor, never a model.
+This is the one place outside ``models`` and ``export`` that imports transformers: a datamodule knows a
+processor, never a model.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class Encoded(NamedTuple):
 class ChatEncoder:
     """Encodes the prompt and the responses of a record with a processor's chat template.
 
-    A response's tokens are those of the text that the template writes after the prompt, so prompt and response can be cached,
-    shared and generated apart, and joined still make the sequence that a chat model was trained on.
+    A response's tokens are those of the text that the template writes after the prompt, so prompt and
+    response can be cached, shared and generated apart, and joined still make the sequence that a chat model
+    was trained on.
 
     Args:
         source: hub id or folder of the processor.
-        max_tokens: most tokens of a prompt and one response. A longer sample is an error: cutting would cut pictures or answers.
+        max_tokens: most tokens of a prompt and one response. A longer sample is an error: cutting would cut
+            pictures or answers.
         video_frames: frames taken from each video, evenly spaced.
         response_suffix: text put after every response, for a reward token such as ``[UNUSED_TOKEN_130]``.
 
@@ -74,7 +77,8 @@ class ChatEncoder:
         """Encode ``messages`` as the prompt and each of ``answers`` as a response to it.
 
         Raises:
-            InputError: media cannot be decoded, the sample is too long, or the model or its template cannot take it.
+            InputError: media cannot be decoded, the sample is too long, or the model or its template cannot
+            take it.
         """
         text = self._text(messages, opens_answer=True)
         prompt = self._prompt(record, text)
@@ -148,13 +152,11 @@ class ChatEncoder:
         media: dict[str, Any] = {"images": [images]} if images else {}
         if clips:
             media["videos"] = [[clip.frames for clip in clips]]
-            media["do_sample_frames"] = False  # sampled already, when decoding
-            media["video_metadata"] = [
-                [
-                    VideoMetadata(total_num_frames=clip.num_frames, fps=clip.fps or None, frames_indices=clip.indices)
-                    for clip in clips
-                ]
-            ]
+            # Frames were sampled when the clip was decoded; some families write their times into the prompt.
+            media["videos_kwargs"] = {
+                "do_sample_frames": False,
+                "video_metadata": [[_metadata(clip) for clip in clips]],
+            }
         return media
 
     def pictures(self, record: Record) -> list[Image.Image]:
@@ -189,6 +191,16 @@ def load_processor(source: str) -> Any:
         ) from error
 
 
+def _metadata(clip: Clip) -> VideoMetadata:
+    fps = clip.fps or None
+    duration = clip.num_frames / fps if fps else None
+    return VideoMetadata(
+        total_num_frames=clip.num_frames, fps=fps, duration=duration, frames_indices=clip.indices
+    )
+
+
 def text_of(messages: Messages) -> str:
     """All text of the messages, one part after the other."""
-    return "".join(part["text"] for message in messages for part in message["content"] if part["type"] == "text")
+    return "".join(
+        part["text"] for message in messages for part in message["content"] if part["type"] == "text"
+    )

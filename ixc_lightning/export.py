@@ -6,11 +6,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from transformers import AutoProcessor
 
 
+@runtime_checkable
 class Saveable(Protocol):
     """A model that writes itself as transformers does: a ``Backbone`` or a ``RewardModel``."""
 

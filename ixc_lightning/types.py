@@ -28,8 +28,8 @@ MODALITIES = ("text", "image", "multi_image", "video")
 class InputError(ValueError):
     """What the user gave cannot be used.
 
-    The message names the file, the key and the field, and says what to do next. The command line prints it alone, without a
-    traceback, and exits with status 2.
+    The message names the file, the key and the field, and says what to do next. The command line prints it
+    alone, without a traceback, and exits with status 2.
     """
 
 
@@ -37,16 +37,17 @@ class InputError(ValueError):
 class Record:
     """One validated sample of a shard: a conversation, its media, and what is known about its answers.
 
-    A preference record has ``chosen`` and ``rejected``. An instruction record has neither and its ``messages`` end with the
-    assistant's turn. A prompt record has neither and its ``messages`` end with the user's turn.
+    A preference record has ``chosen`` and ``rejected``. An instruction record has neither and its
+    ``messages`` end with the assistant's turn. A prompt record has neither and its ``messages`` end with the
+    user's turn.
 
     Attributes:
         key: the WebDataset key, unique within ``shard``.
         shard: path of the tar that holds the record, for messages.
         source: name of the data set that the record came from.
         domain: name of the task domain, for example ``reading``.
-        messages: the conversation in the chat-template convention of transformers; ``content`` is always a list of parts, each
-            ``{"type": "text", "text": …}`` or ``{"type": "image" | "video", "file": …}``.
+        messages: the conversation in the chat-template convention of transformers; ``content`` is always a
+            list of parts, each ``{"type": "text", "text": …}`` or ``{"type": "image" | "video", "file": …}``.
         chosen: the preferred continuation, one or more messages of text.
         rejected: the other continuation.
         margin: how much better ``chosen`` is, in score units; 0 where the record does not say.

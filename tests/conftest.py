@@ -7,7 +7,9 @@ import random
 import shutil
 import socket
 import tempfile
+from functools import cache
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,40 @@ def _same_start():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """Switch the checking of annotated shapes off, as it is for users, to see what the functions check themselves."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """The digits data set in small: 48 pairs and 48 instructions of all modalities, 16 held-out ones of each kind."""
+    from ixc_lightning.datamodules.sources.digits import convert
+    from tests.digits import HELDOUT, PAIRS
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    convert(str(folder), pairs=PAIRS, instructions=PAIRS, prompts=4, heldout_pairs=HELDOUT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """The tiny model with fresh weights, as a Hugging Face folder."""
+    from ixc_lightning.models.tiny import build_tiny
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny random model of a family of ``tests.families``, by name, built once."""
+    from tests.families import Tiny
+
+    return cache(lambda name: Tiny.build(name, tmp_path_factory.mktemp(name)))

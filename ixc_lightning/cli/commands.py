@@ -24,14 +24,19 @@ class Command(NamedTuple):
 def call(function: Callable[..., object], words: Sequence[str], *, name: str) -> None:
     """Call a function with arguments from the command line; its docstring and signature are the help page."""
     jsonargparse.auto_cli(
-        function, args=list(words), parser_class=jsonargparse.ArgumentParser, prog=f"python -m ixc_lightning {name}"
+        function,
+        args=list(words),
+        parser_class=jsonargparse.ArgumentParser,
+        prog=f"python -m ixc_lightning {name}",
     )
 
 
 def convert(words: list[str]) -> None:
     """Write shards from a data set: ``convert NAME …``, by the module of that name in ``datamodules/sources``."""
     package = import_module("ixc_lightning.datamodules.sources")
-    names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+    names = [
+        module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
+    ]
     name = words[0] if words else "--help"
     if name in ("-h", "--help"):
         print(f"usage: python -m ixc_lightning convert NAME ...\n\nNAME is one of: {', '.join(names)}")
@@ -68,7 +73,9 @@ def list_recipes() -> None:
 
 
 COMMANDS = {
-    "quickstart": Command("train and evaluate the whole chain on handwritten digits, in minutes on a CPU", quickstart),
+    "quickstart": Command(
+        "train and evaluate the whole chain on handwritten digits, in minutes on a CPU", quickstart
+    ),
     "recipes": Command("list the packaged recipes", recipes),
     "convert": Command("write shards from a data set", convert),
     "export": Command("write a Hugging Face folder from a checkpoint", export),

@@ -32,7 +32,9 @@ def run(words: list[str]) -> None:
     if name in COMMANDS:
         COMMANDS[name].run(words[1:])
     elif name in TRAINER_VERBS:
-        from ixc_lightning.cli.trainer import run_trainer  # loads Lightning, which the other commands do without
+        from ixc_lightning.cli.trainer import (
+            run_trainer,
+        )  # loads Lightning, which the other commands do without
 
         run_trainer(words)
     elif name in ("-h", "--help"):
@@ -65,5 +67,3 @@ def usage() -> str:
 def one_message(error: Exception) -> str:
     """The message alone, where a loader's worker wrapped it in its traceback."""
     return str(error).rsplit("InputError: ", maxsplit=1)[-1].strip()
-
-

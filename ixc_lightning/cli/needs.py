@@ -17,7 +17,15 @@ from jsonargparse import Namespace
 from ixc_lightning.types import InputError
 
 # A command that makes something runs alone, whatever launcher started the ranks that wait for it.
-LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_")
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_",
+)
 LAUNCHER_PREFIXES = ("SLURM_", "TORCHELASTIC_", *LAUNCHER_VARIABLES)
 
 
@@ -63,9 +71,13 @@ def _make(need: Need) -> None:
         if path.exists():
             return
         command = [os.path.expanduser(word) for word in need.make]
-        print(f"{need.path} is not there yet: making it with `ixc_lightning {' '.join(need.make)}`", flush=True)
+        print(
+            f"{need.path} is not there yet: making it with `ixc_lightning {' '.join(need.make)}`", flush=True
+        )
         alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_PREFIXES)}
-        status = subprocess.run([sys.executable, "-m", "ixc_lightning", *command], env=alone, check=False).returncode
+        status = subprocess.run(
+            [sys.executable, "-m", "ixc_lightning", *command], env=alone, check=False
+        ).returncode
         if status or not path.exists():
             raise InputError(
                 f"{need.path} could not be made: `python -m ixc_lightning {' '.join(need.make)}` ended with status {status}; "

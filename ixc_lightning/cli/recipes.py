@@ -32,7 +32,9 @@ def find_recipe(name: str) -> str:
         return str(packaged[name])
     close = difflib.get_close_matches(name, packaged, n=1)
     meant = f"did you mean {close[0]}? " if close else ""
-    raise InputError(f"there is no recipe {name}: {meant}`python -m ixc_lightning recipes` lists those of the package")
+    raise InputError(
+        f"there is no recipe {name}: {meant}`python -m ixc_lightning recipes` lists those of the package"
+    )
 
 
 def find_recipes(words: Sequence[str]) -> list[str]:

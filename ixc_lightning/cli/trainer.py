@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning as L
@@ -23,7 +24,10 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a recipe has besides trainer, model and data."""
         parser.add_argument(
-            "--needs", type=list[Need], default=[], help="What to make first where a setting names a path that is not there."
+            "--needs",
+            type=list[Need],
+            default=[],
+            help="What to make first where a setting names a path that is not there.",
         )
         parser.add_lightning_class_args(HuggingFaceExport, "export")
         parser.link_arguments("model", "data.init_args.processor", compute_fn=first_source)
@@ -49,6 +53,8 @@ def run_trainer(words: list[str]) -> CLI:
     Raises:
         InputError: a recipe that is not there, or a Trainer that cannot be built as asked.
     """
+    # Lightning warns when words are handed over in a process that has its own; here they are the same, recipes found.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     try:
         return CLI(
             L.LightningModule,

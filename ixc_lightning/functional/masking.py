@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joining, pooling and averaging under masks. Every ``*_mask`` is Bool and True marks a real token.
 
-Nothing here looks at token ids to find padding, and nothing reads position ``-1``: a padding token may be equal to an
-end-of-turn token, and a row may be padded on either side.
+Nothing here looks at token ids to find padding, and nothing reads position ``-1``: a padding token may be
+equal to an end-of-turn token, and a row may be padded on either side.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from ixc_lightning.types import Prompts, Responses, Sequences
 def join(prompts: Prompts, responses: Responses) -> Sequences:
     """Prompt and response of each row as one sequence without a gap, padded on the right.
 
-    The padding of both inputs may be on either side, and is left out: row b of the result holds the real tokens of prompt b,
-    then those of response b, then zeros up to the longest row.
+    The padding of both inputs may be on either side, and is left out: row b of the result holds the real
+    tokens of prompt b, then those of response b, then zeros up to the longest row.
 
     Raises:
         ValueError: prompts and responses have different numbers of rows.
     """
     if prompts.ids.shape[0] != responses.ids.shape[0]:
-        raise ValueError(f"{prompts.ids.shape[0]} prompts cannot be joined with {responses.ids.shape[0]} responses")
+        raise ValueError(
+            f"{prompts.ids.shape[0]} prompts cannot be joined with {responses.ids.shape[0]} responses"
+        )
     mask = torch.cat([prompts.mask, responses.mask], dim=1)
     order = _real_first(mask)
     answer = torch.cat([torch.zeros_like(prompts.mask), responses.mask], dim=1)
@@ -38,7 +40,8 @@ def join(prompts: Prompts, responses: Responses) -> Sequences:
         mask=mask,
         response_mask=answer.gather(1, order),
         token_types={
-            name: reorder(types, torch.zeros_like(responses.ids)) for name, types in prompts.token_types.items()
+            name: reorder(types, torch.zeros_like(responses.ids))
+            for name, types in prompts.token_types.items()
         },
     )
 
@@ -60,7 +63,9 @@ def stack(first: Sequences, second: Sequences) -> Sequences:
         ids=both(first.ids, second.ids),
         mask=both(first.mask, second.mask),
         response_mask=both(first.response_mask, second.response_mask),
-        token_types={name: both(types, second.token_types[name]) for name, types in first.token_types.items()},
+        token_types={
+            name: both(types, second.token_types[name]) for name, types in first.token_types.items()
+        },
     )
 
 
@@ -98,7 +103,9 @@ def token_pool(
     found = mask & (ids == token_id)
     missing = (~found.any(dim=1)).nonzero().flatten().tolist()
     if missing:
-        raise ValueError(f"rows {missing} do not hold the reward token {token_id}; was it appended to the response?")
+        raise ValueError(
+            f"rows {missing} do not hold the reward token {token_id}; was it appended to the response?"
+        )
     return last_pool(hidden, found)
 
 

@@ -15,9 +15,11 @@ class LengthBias(NamedTuple):
     """How much the scores follow the lengths.
 
     Attributes:
-        correlation: Pearson correlation of score difference and length difference, chosen minus rejected, in [-1, 1]; 0 where
-            one of them never varies. 0 is the healthy value only if the lengths carry no information themselves.
-        longer_wins: share of the pairs of unequal length in which the longer response scores higher; 0.5 if there are none.
+        correlation: Pearson correlation of score difference and length difference, chosen minus rejected, in
+            [-1, 1]; 0 where one of them never varies. 0 is the healthy value only if the lengths carry no
+            information themselves.
+        longer_wins: share of the pairs of unequal length in which the longer response scores higher; 0.5 if
+            there are none.
     """
 
     correlation: Float[Tensor, ""]
@@ -88,9 +90,7 @@ def is_correct(chosen: Float[Tensor, " B"], rejected: Float[Tensor, " B"]) -> Bo
     return chosen > rejected
 
 
-def length_bias(
-    score_difference: Float[Tensor, " B"], length_difference: Real[Tensor, " B"]
-) -> LengthBias:
+def length_bias(score_difference: Float[Tensor, " B"], length_difference: Real[Tensor, " B"]) -> LengthBias:
     """Whether the reward model prefers length: correlation, and how often the longer response wins.
 
     Args:
@@ -118,4 +118,6 @@ def group_accuracy(correct: Bool[Tensor, " B"], group: Int[Tensor, " B"]) -> dic
 
 def _require_pairs(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape:
-        raise ValueError(f"one value per pair is needed on both sides, got shapes {first.shape} and {second.shape}")
+        raise ValueError(
+            f"one value per pair is needed on both sides, got shapes {first.shape} and {second.shape}"
+        )

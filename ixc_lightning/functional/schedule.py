@@ -7,7 +7,8 @@ import math
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, final_ratio: float) -> float:
-    """Multiplier that rises as (step + 1)/(warmup + 1) to 1 and falls along half a cosine to ``final_ratio`` at ``total``.
+    """Multiplier that rises as (step + 1)/(warmup + 1) to 1 and falls along half a cosine to ``final_ratio``
+    at ``total``.
 
     Raises:
         ValueError: the warm-up is not shorter than the run.
@@ -23,7 +24,8 @@ def warmup_cosine(step: int, *, total: int, warmup: int, final_ratio: float) -> 
 
 
 def warmup_linear(step: int, *, total: int, warmup: int, final_ratio: float) -> float:
-    """Multiplier that rises as (step + 1)/(warmup + 1) to 1 and falls along a line to ``final_ratio`` at ``total``.
+    """Multiplier that rises as (step + 1)/(warmup + 1) to 1 and falls along a line to ``final_ratio`` at
+    ``total``.
 
     Raises:
         ValueError: the warm-up is not shorter than the run.
@@ -41,5 +43,7 @@ def warmup_linear(step: int, *, total: int, warmup: int, final_ratio: float) -> 
 def _progress(step: int, total: int, warmup: int) -> float:
     """Share of the steps after the warm-up that are done, at most 1; negative during the warm-up."""
     if not 0 <= warmup < total:
-        raise ValueError(f"warm-up of {warmup} steps does not fit in a run of {total}; set trainer.max_steps above it")
+        raise ValueError(
+            f"warm-up of {warmup} steps does not fit in a run of {total}; set trainer.max_steps above it"
+        )
     return min((step - warmup) / (total - warmup), 1.0)

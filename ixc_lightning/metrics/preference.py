@@ -20,13 +20,15 @@ class PreferenceStatistics(Metric):
 
     ``compute`` returns, by name:
 
-    * ``accuracy``: share of the pairs whose chosen response scores strictly higher; ``domain_accuracy/<domain>`` and
-      ``modality_accuracy/<modality>``: the same for every group that occurs;
+    * ``accuracy``: share of the pairs whose chosen response scores strictly higher;
+      ``domain_accuracy/<domain>`` and ``modality_accuracy/<modality>``: the same for every group that occurs;
     * ``margin``: mean of chosen minus rejected score;
-    * ``chosen_mean``, ``chosen_std``, ``rejected_mean``, ``rejected_std``, ``score_mean``, ``score_std`` (of both together);
+    * ``chosen_mean``, ``chosen_std``, ``rejected_mean``, ``rejected_std``, ``score_mean``, ``score_std`` (of
+      both together);
     * ``length_correlation`` and ``longer_wins``: see ``functional.preference.LengthBias``.
 
-    One number per pair is kept until ``reset``, since the moments of groups that are not known beforehand need them.
+    One number per pair is kept until ``reset``, since the moments of groups that are not known beforehand
+    need them.
 
     Args:
         domains: names of the domains, by id.

@@ -73,7 +73,9 @@ class RewardModel(nn.Module):
         saved = _saved_settings(source) if weights == "pretrained" else {}
         _check_pooling(source, saved, pooling, reward_token_id)
         self.pooling: Pooling = pooling or saved.get("pooling", "mean")
-        self.reward_token_id = reward_token_id if reward_token_id is not None else saved.get("reward_token_id")
+        self.reward_token_id = (
+            reward_token_id if reward_token_id is not None else saved.get("reward_token_id")
+        )
         self.score = nn.Linear(self.backbone.hidden_size, 1, bias=False, dtype=torch.float32)
         self.register_buffer("score_mean", torch.tensor(saved.get("score_mean", 0.0)))
         self.register_buffer("score_std", torch.tensor(saved.get("score_std", 1.0)))
@@ -83,7 +85,9 @@ class RewardModel(nn.Module):
             nn.init.normal_(self.score.weight, std=(self.backbone.hidden_size + 1) ** -0.5)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: str = "float32", attention: str = "sdpa") -> RewardModel:
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: str = "float32", attention: str = "sdpa"
+    ) -> RewardModel:
         """A trained reward model, in evaluation mode, with nothing frozen off that was trained.
 
         Raises:
@@ -169,7 +173,9 @@ def _saved_head(source: str) -> Tensor:
         with safe_open(path, "pt") as tensors:
             if HEAD_KEY in tensors.keys():  # noqa: SIM118: safe_open is not a mapping
                 return tensors.get_tensor(HEAD_KEY)
-    raise InputError(f"{source} holds {SETTINGS_FILE} but no tensor {HEAD_KEY}: its weights are not those of a reward model")
+    raise InputError(
+        f"{source} holds {SETTINGS_FILE} but no tensor {HEAD_KEY}: its weights are not those of a reward model"
+    )
 
 
 def _find(source: str, name: str) -> str | None:
@@ -189,4 +195,6 @@ def _check_pooling(
             "leave pooling out"
         )
     if pooling == "token" and saved.get("reward_token_id", reward_token_id) is None:
-        raise InputError("pooling: token needs reward_token_id, the id of the token whose hidden state is scored")
+        raise InputError(
+            "pooling: token needs reward_token_id, the id of the token whose hidden state is scored"
+        )

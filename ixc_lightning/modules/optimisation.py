@@ -56,3 +56,8 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
             f"the checkpoint is of another architecture than the model: {', '.join(found)}. "
             "Name the model that it was trained from as model.source, or start without --ckpt_path"
         )
+
+
+def without_callables(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are plain data: all of them under the command line, fewer where Python handed over callables."""
+    return {name: value for name, value in settings.items() if not callable(value)}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -12,18 +12,20 @@ from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from ixc_lightning.functional.masking import join, stack
 from ixc_lightning.functional.preference import centre_penalty, is_correct, pairwise_loss
 from ixc_lightning.metrics import PreferenceStatistics
 from ixc_lightning.models.reward_model import RewardModel
-from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise
+from ixc_lightning.models.sharding import shard_reward_model
+from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
 from ixc_lightning.types import PreferenceBatch
 
 
 class RewardModule(L.LightningModule):
-    """Trains a reward model on ``PreferenceBatch``es by the pairwise loss; frozen roles are those of the model's ``freeze``.
+    """Trains a reward model on ``PreferenceBatch``es by the pairwise loss; frozen roles are those of the
+    model's ``freeze``.
 
     InternLM-XComposer2.5-Reward, §3 and Eq. 1 (arXiv 2501.12368). Each picture is encoded once for both responses.
 
@@ -39,6 +41,7 @@ class RewardModule(L.LightningModule):
         scheduler: of the learning rate, stepped with the optimiser.
         label_smoothing: share of the preferences taken to be wrong, in [0, 0.5).
         centre_coef: multiplier of the penalty that keeps the scores around 0.
+        compute_dtype: of sharded computation, under ``ModelParallelStrategy``; other strategies follow the trainer's precision.
     """
 
     model: RewardModel | None
@@ -47,10 +50,11 @@ class RewardModule(L.LightningModule):
         self,
         model: Callable[[], RewardModel],
         *,
-        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5, weight_decay=0.1),
+        optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
         label_smoothing: float = 0.0,
         centre_coef: float = 0.0,
+        compute_dtype: Literal["float32", "bfloat16"] = "bfloat16",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -59,12 +63,16 @@ class RewardModule(L.LightningModule):
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
         self.centre_coef = centre_coef
+        self.compute_dtype = compute_dtype
         self.model = None
 
     def configure_model(self) -> None:
-        """Build the model; Lightning calls this once for every stage."""
+        """Build the model, and shard it where the strategy has a mesh of ranks; Lightning calls this for every stage."""
         if self.model is None:
             self.model = self.build()
+            if self.device_mesh is not None:
+                mesh = self.device_mesh["data_parallel"]
+                shard_reward_model(self.model, mesh, compute_dtype=getattr(torch, self.compute_dtype))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser over what is not frozen."""
@@ -73,7 +81,9 @@ class RewardModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Make the statistics of each phase, by the datamodule's names of domains."""
         domains = self.trainer.datamodule.domains
-        self.statistics = {phase: PreferenceStatistics(domains).to(self.device) for phase in ("train", "val", "test")}
+        self.statistics = {
+            phase: PreferenceStatistics(domains).to(self.device) for phase in ("train", "val", "test")
+        }
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of pairs."""
@@ -83,7 +93,9 @@ class RewardModule(L.LightningModule):
         loss = self.loss(batch, chosen, rejected)
         # 3 log
         accuracy = is_correct(chosen, rejected).float().mean()
-        self.log_dict({"train/loss": loss, "train/accuracy_step": accuracy}, prog_bar=True, batch_size=len(batch.keys))
+        self.log_dict(
+            {"train/loss": loss, "train/accuracy_step": accuracy}, prog_bar=True, batch_size=len(batch.keys)
+        )
         self._count("train", batch, chosen, rejected)
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_statistics("train")
@@ -129,6 +141,10 @@ class RewardModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the norm of the gradient."""
         self.log("train/gradient_norm", gradient_norm(self.parameters()))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep callables out of the file, which must load without unpickling code."""
+        checkpoint["hyper_parameters"] = without_callables(checkpoint.get("hyper_parameters", {}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, by name."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learning-rate schedules with warm-up, as torch schedulers that a recipe can name.
 
-torch has the pieces (``LinearLR``, ``CosineAnnealingLR``, ``SequentialLR``), but a chain of schedulers cannot be written as one
-``class_path``, and a chained cosine moves on past its end.
+torch has the pieces (``LinearLR``, ``CosineAnnealingLR``, ``SequentialLR``), but a chain of schedulers cannot
+be written as one ``class_path``, and a chained cosine moves on past its end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ class WarmupCosineLR(LambdaLR):
 
     Args:
         optimizer: whose learning rates are scaled.
-        total_steps: optimiser steps of the whole run, warm-up included; the command line takes it from ``trainer.max_steps``.
+        total_steps: optimiser steps of the whole run, warm-up included; the command line takes it from
+            ``trainer.max_steps``.
         warmup_steps: steps of the warm-up.
         final_ratio: what is left of the learning rate at the end.
     """

@@ -11,21 +11,22 @@ from jaxtyping import Bool, Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from ixc_lightning.functional.masking import join
 from ixc_lightning.functional.sft import exact_match, predicting_mask, sft_loss
 from ixc_lightning.models.backbone import Backbone
-from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise
+from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
 from ixc_lightning.types import MODALITIES, InstructionBatch
 
 
 class SFTModule(L.LightningModule):
-    """Trains a vision-language model on ``InstructionBatch``es to say the reference responses; prompts carry no loss.
+    """Trains a vision-language model on ``InstructionBatch``es to say the reference responses; prompts carry
+    no loss.
 
-    Logs ``train/loss`` and ``val/loss`` (nats per response token), ``train/gradient_norm`` before clipping, and ``val/exact_match``
-    with ``val/modality_exact_match/<modality>``: share of the responses all of whose tokens are the likeliest ones, each given the
-    true tokens before it.
+    Logs ``train/loss`` and ``val/loss`` (nats per response token), ``train/gradient_norm`` before clipping,
+    and ``val/exact_match`` with ``val/modality_exact_match/<modality>``: share of the responses all of whose
+    tokens are the likeliest ones, each given the true tokens before it.
 
     Args:
         model: builds the backbone, with its language-model head, when the trainer's devices are known.
@@ -39,7 +40,7 @@ class SFTModule(L.LightningModule):
         self,
         model: Callable[[], Backbone],
         *,
-        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5, weight_decay=0.1),
+        optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
@@ -87,6 +88,10 @@ class SFTModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the norm of the gradient."""
         self.log("train/gradient_norm", gradient_norm(self.parameters()))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep callables out of the file, which must load without unpickling code."""
+        checkpoint["hyper_parameters"] = without_callables(checkpoint.get("hyper_parameters", {}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, by name."""

@@ -19,6 +19,14 @@ DIFFERENT = 1e-3  # what counts as another result
 FAMILIES = tuple(KINDS)
 PICTURES = tuple(name for name in FAMILIES if "image" in KINDS[name])
 CASES = [(name, kind) for name in FAMILIES for kind in KINDS[name]]
+PROJECTORS = {
+    "qwen2_5_vl": ("visual.merger",),
+    "qwen3_vl": ("visual.merger", "visual.deepstack_merger_list"),
+    "internvl": ("multi_modal_projector",),
+    "llava_onevision": ("multi_modal_projector", "image_newline"),
+    "smolvlm": ("connector",),
+    "gemma3": ("multi_modal_projector",),
+}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_picture_family = pytest.mark.parametrize("family", PICTURES)
 
@@ -110,9 +118,19 @@ def test_exactly_the_frozen_roles_get_no_gradient(tiny, family, frozen):
 
 
 @every_picture_family
+def test_the_projector_is_what_the_family_calls_so(tiny, family):
+    backbone = tiny(family).backbone
+    names = {id(parameter): name for name, parameter in backbone.base.named_parameters()}
+    projector = {names[id(parameter)] for parameter in backbone.role_parameters()["projector"]}
+    assert projector == {name for name in names.values() if name.startswith(PROJECTORS[family])}
+
+
+@every_picture_family
 def test_frozen_pictures_keep_no_graph(tiny, family):
     it = tiny(family)
-    visuals = it.backbone.encode(collate(it.samples(["image"])).media)
+    backbone = Backbone(it.folder)
+    backbone.model.enable_input_require_grads()  # as adapters do, on the tower's embeddings as well
+    visuals = backbone.encode(collate(it.samples(["image"])).media)
     assert not visuals.features["image"].tokens.requires_grad
 
 
@@ -222,6 +240,18 @@ def test_bfloat16_weights_give_nearly_the_same_states(tiny, family):
     assert states.dtype == torch.bfloat16
     error = (states.float() - wanted)[batch.mask].norm() / wanted[batch.mask].norm()
     assert error < BF16_TOLERANCE
+
+
+def test_pixels_are_cast_to_the_type_of_the_weights(tiny, monkeypatch):
+    backbone = Backbone(tiny("qwen3_vl").folder, weights="random", dtype="bfloat16")
+    media = {"pixel_values": torch.ones(16, 1536), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    seen = {}
+    monkeypatch.setattr(backbone.family, "encode", lambda base, media: seen.update(media) or {})
+    backbone.encode(media)
+    assert {name: value.dtype for name, value in seen.items()} == {
+        "pixel_values": torch.bfloat16,
+        "image_grid_thw": torch.int64,
+    }
 
 
 @every_family
