@@ -64,7 +64,7 @@ class PreferenceExamples(Callback):
         )
 
     def _table(self, datamodule: Any, scores: torch.Tensor, stride: int) -> np.ndarray:
-        """The table's pixels. Row i of the first rank's scores is record i · stride, since the ranks take turns."""
+        """The table's pixels. The ranks take turns: the first rank's row i is record i · stride."""
         places = np.unique(np.linspace(0, len(scores) - 1, min(self.count, len(scores))).round().astype(int))
         rows = [Row(datamodule.example("val", int(i) * stride), *scores[i].tolist()) for i in places]
         return np.asarray(render_table(rows))

@@ -13,43 +13,61 @@ from ixc_lightning.types import InstructionBatch, PreferenceBatch
 
 
 class Throughput(Callback):
-    """Logs ``train/pairs_per_second`` (``train/samples_per_second`` without pairs) and
-    ``train/tokens_per_second``, of all ranks.
+    """Logs ``train/pairs_per_second`` and ``train/tokens_per_second``, of all ranks.
 
-    Lightning's ``ThroughputMonitor`` wants one number of tokens for every batch of a window; ours vary, so
-    the real tokens are counted by the masks, each prompt once. Time spent validating does not count.
+    Without pairs the first is ``train/samples_per_second``. Lightning's ``ThroughputMonitor`` wants one
+    number of tokens for every batch of a window; ours vary, so the first rank's real tokens are counted by
+    the masks, each prompt once, and multiplied by the number of ranks. Waiting for data counts, time spent
+    validating does not.
     """
 
     def __init__(self) -> None:
-        self._restart()
+        self.started: float | None = None
+        self.seconds = 0.0
+        self.samples = 0
+        self.tokens = 0
+        self.logged_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin with an empty window."""
+        self._restart(None, trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start the clock if it stands; waiting for the next batch counts from then on."""
-        self.started = self.started or time.perf_counter()
+        if self.started is None:
+            self.started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch, and log once every ``log_every_n_steps`` batches."""
+        """Count the batch, and log with the logger, once every ``log_every_n_steps`` optimiser steps."""
         self.samples += len(batch.keys)
         self.tokens += count_tokens(batch)
-        self.batches += 1
-        if self.batches == trainer.log_every_n_steps:
-            seconds = (time.perf_counter() - self.started) / trainer.world_size
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0 and step != self.logged_step:
+            now = time.perf_counter()
+            self._stop(now)
             unit = "pairs" if isinstance(batch, PreferenceBatch) else "samples"
-            pl_module.log(f"train/{unit}_per_second", self.samples / seconds, rank_zero_only=True)
-            pl_module.log("train/tokens_per_second", self.tokens / seconds, rank_zero_only=True)
-            self._restart(time.perf_counter())
+            for name, count in ((unit, self.samples), ("tokens", self.tokens)):
+                rate = count * trainer.world_size / self.seconds
+                pl_module.log(f"train/{name}_per_second", rate, rank_zero_only=True)
+            self._restart(now, step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop the window that the validation falls into."""
-        self._restart()
+        """Stop the clock; the next training batch starts it again."""
+        self._stop(time.perf_counter())
 
-    def _restart(self, now: float | None = None) -> None:
-        self.started = now
-        self.samples = self.tokens = self.batches = 0
+    def _stop(self, now: float) -> None:
+        if self.started is not None:
+            self.seconds += now - self.started
+            self.started = None
+
+    def _restart(self, now: float | None, step: int) -> None:
+        self.started, self.seconds = now, 0.0
+        self.samples = self.tokens = 0
+        self.logged_step = step
 
 
 def count_tokens(batch: PreferenceBatch | InstructionBatch) -> int:

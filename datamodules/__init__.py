@@ -1,5 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shards in, batches out. A datamodule knows a processor, never a model."""
 
-from ixc_lightning.datamodules.instruction import InstructionDataModule as InstructionDataModule
-from ixc_lightning.datamodules.preference import PreferenceDataModule as PreferenceDataModule
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ixc_lightning.datamodules.instruction import InstructionDataModule as InstructionDataModule
+    from ixc_lightning.datamodules.preference import PreferenceDataModule as PreferenceDataModule
+else:
+
+    def __getattr__(name: str) -> type:
+        """Load a datamodule when it is named: shards and converters do without Lightning and transformers."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
+
+
+__all__ = ["InstructionDataModule", "PreferenceDataModule"]
+
+_MODULES = {
+    "InstructionDataModule": "ixc_lightning.datamodules.instruction",
+    "PreferenceDataModule": "ixc_lightning.datamodules.preference",
+}

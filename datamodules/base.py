@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import lightning as L
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from ixc_lightning.datamodules.filters import Filter
@@ -18,10 +19,11 @@ from ixc_lightning.datamodules.records import Kind
 from ixc_lightning.datamodules.shards import ShardDataset
 from ixc_lightning.types import Example, InputError, Record
 
+Records: TypeAlias = ShardDataset | Subset[Record]
+
 
 class ShardDataModule(L.LightningDataModule, ABC):
-    """WebDataset shards in, processed and collated batches out, with text, images and videos mixed in one
-    batch.
+    """WebDataset shards in, collated batches out; text, images and videos may mix in one batch.
 
     The order of training is a function of ``seed`` and the epoch alone; ranks take turns in it.
 
@@ -41,9 +43,14 @@ class ShardDataModule(L.LightningDataModule, ABC):
         video_frames: frames taken from each video.
         response_suffix: text put after every response, such as a reward token.
         seed: fixes the order of training.
+
+    Attributes:
+        dropped: number of training records that each filter left out, by the name of its class.
+        domains: names of the domains of all splits, by id; known after ``setup``.
     """
 
     kind: ClassVar[Kind]
+    domains: list[str]
 
     def __init__(
         self,
@@ -74,46 +81,40 @@ class ShardDataModule(L.LightningDataModule, ABC):
         self.response_suffix = response_suffix
         self.seed = seed
         self.dropped: dict[str, int] = {}
-        self._datasets: dict[str, Dataset[Record]] = {}
+        self._datasets: dict[str, Records] = {}
 
     @abstractmethod
     def collator(self) -> Callable[[Sequence[Record]], Any]:
         """What turns records into this datamodule's batch."""
 
     def setup(self, stage: str) -> None:
-        """Open the shards that the stage reads and apply the filters to the training ones.
+        """Load the processor and open the shards of every split; to fit, filter the training ones.
+
+        Every stage opens all splits, so that a domain has the same id in each.
 
         Raises:
             InputError: a path that leads to no shard, or filters that leave nothing.
         """
-        if self._datasets:
-            return
-        self.encoder = ChatEncoder(
-            self.processor,
-            max_tokens=self.max_tokens,
-            video_frames=self.video_frames,
-            response_suffix=self.response_suffix,
-        )
-        opened = {
-            name: ShardDataset(shards, kind=self.kind)
-            for name, shards in self.shards.items()
-            if shards is not None
-        }
-        self.domains = sorted({domain for dataset in opened.values() for domain in dataset.domains})
-        self._datasets = dict(opened)
-        if self.trainer is not None and "val" not in opened:
-            self.trainer.limit_val_batches = 0
-        if "train" in opened and stage == "fit":
-            self._datasets["train"] = self._filtered(opened["train"])
+        if not self._datasets:
+            self._open()
+        if stage == "fit":
+            train = self.dataset("train")
+            if self.filters and isinstance(train, ShardDataset):
+                self._datasets["train"] = self._filtered(train)
+            if self.shards["val"] is None and self.trainer is not None:
+                # Lightning asks for a loader unless the limit is 0; an empty one would make it warn.
+                self.trainer.limit_val_batches = 0
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches for training; a last batch that is not full is left to the next epoch's shuffle."""
         return self._loader("train", shuffle=True, batch_size=self.batch_size)
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Batches for validation, in the order of the shards; none if no ``val`` shards are named."""
-        if self.shards["val"] is None:
-            return []
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Batches for validation, in the order of the shards.
+
+        Ranks need equally many batches, so where the records do not divide among them the first ones come
+        twice.
+        """
         return self._loader("val", shuffle=False, batch_size=self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -124,9 +125,21 @@ class ShardDataModule(L.LightningDataModule, ABC):
         """Batches for scoring, in the order of the shards."""
         return self._loader("predict", shuffle=False, batch_size=self.eval_batch_size)
 
+    def dataset(self, split: str) -> Records:
+        """The records of a split; to fit, the training ones that the filters kept.
+
+        Raises:
+            InputError: no shards are named for the split.
+        """
+        if split not in self._datasets:
+            raise InputError(
+                f"data.{split} names no shards: give a folder or tars, for example data/{split}-000000.tar"
+            )
+        return self._datasets[split]
+
     def example(self, split: str, index: int) -> Example:
         """The pair at a place of a split with its pictures decoded, for tables that people look at."""
-        record = self._dataset(split)[index]
+        record = self.dataset(split)[index]
         return Example(
             prompt=text_of(record.messages),
             chosen=text_of(record.chosen or ()),
@@ -134,20 +147,28 @@ class ShardDataModule(L.LightningDataModule, ABC):
             pictures=self.encoder.pictures(record),
         )
 
-    def _dataset(self, split: str) -> Dataset[Record]:
-        if split not in self._datasets:
-            raise InputError(
-                f"data.{split} names no shards: give a folder or tars, for example data/{split}-000000.tar"
-            )
-        return self._datasets[split]
+    def _open(self) -> None:
+        self.encoder = ChatEncoder(
+            self.processor,
+            max_tokens=self.max_tokens,
+            video_frames=self.video_frames,
+            response_suffix=self.response_suffix,
+        )
+        opened = {
+            split: ShardDataset(shards, kind=self.kind)
+            for split, shards in self.shards.items()
+            if shards is not None
+        }
+        self.domains = sorted({domain for dataset in opened.values() for domain in dataset.domains})
+        self._datasets = dict(opened)
 
     def _loader(self, split: str, *, shuffle: bool, batch_size: int) -> DataLoader[Any]:
-        dataset = self._dataset(split)
+        dataset = self.dataset(split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if shuffle and len(dataset) < batch_size * world:
             raise InputError(
-                f"data.train holds {len(dataset)} records, fewer than one batch of {batch_size} on each of {world} ranks: "
-                "lower data.batch_size or name more shards"
+                f"data.train holds {len(dataset)} records, fewer than one batch of {batch_size} on each of "
+                f"{world} ranks: lower data.batch_size or name more shards"
             )
         return DataLoader(
             dataset,
@@ -160,18 +181,19 @@ class ShardDataModule(L.LightningDataModule, ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=self.collator(),
-            pin_memory=self.trainer is not None
-            and self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
+            pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
         )
 
-    def _filtered(self, dataset: ShardDataset) -> Dataset[Record]:
+    def _filtered(self, dataset: ShardDataset) -> Subset[Record]:
         kept: Sequence[int] = range(len(dataset))
+        dropped: dict[str, int] = {}
         for rule in self.filters:
             before = len(kept)
             kept = [index for index in kept if rule.keep(dataset.record(index, media=False), self.encoder)]
             name = type(rule).__name__
-            self.dropped[name] = self.dropped.get(name, 0) + before - len(kept)
+            dropped[name] = dropped.get(name, 0) + before - len(kept)
             rank_zero_info(f"{name} dropped {before - len(kept):,} of {before:,} training records")
         if not kept:
-            raise InputError(f"the filters {sorted(self.dropped)} dropped every training record: loosen them")
-        return Subset(dataset, kept) if self.filters else dataset
+            raise InputError(f"{', '.join(dropped)} dropped every training record: loosen data.filters")
+        self.dropped = dropped
+        return Subset(dataset, kept)

@@ -27,6 +27,11 @@ class PreferenceCollator:
         self.domains = {name: index for index, name in enumerate(domains)}
 
     def __call__(self, records: Sequence[Record]) -> PreferenceBatch:
+        """The batch of the records, one row each, in their order.
+
+        Raises:
+            InputError: naming the record, if it cannot be encoded.
+        """
         encoded = [
             self.encoder(record, record.messages, [record.chosen or (), record.rejected or ()])
             for record in records
@@ -43,8 +48,7 @@ class PreferenceCollator:
 
 
 class InstructionCollator:
-    """Instruction records to an ``InstructionBatch``: the last assistant turn is the response, all before it
-    the prompt.
+    """Instruction records to an ``InstructionBatch``: the last turn is the response, the rest the prompt.
 
     Args:
         encoder: encodes prompts and responses.
@@ -56,6 +60,11 @@ class InstructionCollator:
         self.domains = {name: index for index, name in enumerate(domains)}
 
     def __call__(self, records: Sequence[Record]) -> InstructionBatch:
+        """The batch of the records, one row each, in their order.
+
+        Raises:
+            InputError: naming the record, if it cannot be encoded.
+        """
         encoded = [self.encoder(record, record.messages[:-1], [record.messages[-1:]]) for record in records]
         return InstructionBatch(
             prompts=_prompts(encoded),

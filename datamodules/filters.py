@@ -10,7 +10,10 @@ from ixc_lightning.types import InputError, Record
 
 
 class Filter(ABC):
-    """A rule over records; name yours by ``class_path`` in a recipe."""
+    """A rule over records; name yours by ``class_path`` in a recipe.
+
+    It sees records without their media, so that a pass over a large data set reads the texts alone.
+    """
 
     @abstractmethod
     def keep(self, record: Record, encoder: ChatEncoder) -> bool:
@@ -20,19 +23,20 @@ class Filter(ABC):
 class LengthRatio(Filter):
     """Drops pairs whose chosen response is much longer than the rejected one.
 
-    The paper removes them so that length is not learned as quality (InternLM-XComposer2.5-Reward, §3, length constraints); it
-    prints no threshold, so there is no default.
+    The paper removes them so that length is not learned as quality (InternLM-XComposer2.5-Reward, §3,
+    length constraints); it prints no threshold, so there is no default.
 
     Args:
         limit: largest allowed length of chosen over rejected, in tokens of the model's tokenizer.
-        slack: differences of up to this many tokens are always allowed, so that "4" against "It is 4." can stay.
+        slack: differences of up to this many tokens are always allowed, so that "It is 4." against "5" can
+            stay.
 
     Raises:
-        InputError: a limit below 1 would drop pairs of equal length.
+        InputError: a limit below 1, which would drop pairs of equal length.
     """
 
     def __init__(self, limit: float, slack: int = 0) -> None:
-        if limit < 1:
+        if not limit >= 1:
             raise InputError(
                 f"LengthRatio.limit is {limit}, but must be at least 1: it bounds len(chosen) / len(rejected)"
             )
@@ -40,6 +44,8 @@ class LengthRatio(Filter):
         self.slack = slack
 
     def keep(self, record: Record, encoder: ChatEncoder) -> bool:
-        """Whether len(chosen) ≤ limit · len(rejected), or the two differ by at most ``slack`` tokens."""
+        """Whether len(chosen) ≤ limit · len(rejected), or len(chosen) − len(rejected) ≤ slack, in tokens."""
+        if record.chosen is None:
+            raise InputError(f"{record.shard}:{record.key}: LengthRatio compares pairs, and this is none")
         chosen, rejected = encoder.response_lengths(record)
         return chosen <= self.limit * rejected or chosen - rejected <= self.slack

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -182,10 +183,13 @@ def _decode_at(container: Any, stream: Any, wanted: list[int], keyframes: list[A
 
 def _read_until(decoded: Iterable[Any], targets: set[int]) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
+    reformatter = VideoReformatter()
     for frame in decoded:
         if frame.pts in targets:
+            # One thread: the default starts a pool for every frame, which costs more than the conversion.
+            pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
             # The display matrix turns counter-clockwise, and so does rot90.
-            found[frame.pts] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            found[frame.pts] = np.rot90(pixels, round(frame.rotation / 90))
         if len(found) == len(targets) or (frame.pts is not None and frame.pts > max(targets)):
             break
     return found

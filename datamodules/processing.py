@@ -77,10 +77,10 @@ class ChatEncoder:
         """Encode ``messages`` as the prompt and each of ``answers`` as a response to it.
 
         Raises:
-            InputError: media cannot be decoded, the sample is too long, or the model or its template cannot
-            take it.
+            InputError: media cannot be decoded, the sample is too long, or the processor or its template
+                cannot take it.
         """
-        text = self._text(messages, opens_answer=True)
+        text = self._text(record, messages, opens_answer=True)
         prompt = self._prompt(record, text)
         responses = [self._response(record, text, [*messages, *answer]) for answer in answers]
         longest = len(prompt["input_ids"]) + max((len(ids) for ids in responses), default=0)
@@ -97,7 +97,7 @@ class ChatEncoder:
         )
 
     def response_lengths(self, record: Record) -> tuple[int, int]:
-        """Tokens of the chosen and of the rejected text, without template and media, for length statistics."""
+        """Tokens of the chosen and of the rejected text alone, without template; needs no media."""
         texts = (text_of(answer) for answer in (record.chosen or (), record.rejected or ()))
         chosen, rejected = (
             len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
@@ -109,25 +109,39 @@ class ChatEncoder:
         """Whether the source has a tokenizer alone, and so takes no pictures."""
         return isinstance(self.processor, PreTrainedTokenizerBase)
 
-    def _text(self, messages: Messages, *, opens_answer: bool) -> str:
+    def _text(self, record: Record, messages: Messages, *, opens_answer: bool) -> str:
         if self.is_text_only:  # text templates expect strings where multi-modal ones expect parts
             messages = [{**message, "content": text_of([message])} for message in messages]
-        text: str = self.processor.apply_chat_template(
-            messages, add_generation_prompt=opens_answer, tokenize=False
-        )
+        try:
+            text: str = self.processor.apply_chat_template(
+                messages, add_generation_prompt=opens_answer, tokenize=False
+            )
+        except Exception as error:  # a template refuses a conversation with whatever jinja2 or it raises
+            raise InputError(
+                f"{record.shard}:{record.key}: the chat template cannot take the conversation ({error}); "
+                "change the record or leave it out"
+            ) from error
         return text
 
     def _prompt(self, record: Record, text: str) -> dict[str, Tensor]:
+        if self.is_text_only and record.modality != "text":
+            problem = f"a {record.modality} prompt, but the model reads text only; leave it out"
+            raise InputError(f"{record.shard}:{record.key}: {problem}")
+        media = {} if self.is_text_only else self._media(record)
+        # As ``apply_chat_template`` has it: a tokenizer's template writes every special token itself, that of
+        # a processor may leave the first one to the tokenizer.
         bos = self.tokenizer.bos_token
-        settings = {"return_tensors": "pt", "add_special_tokens": not (bos and text.startswith(bos))}
-        if not self.is_text_only:
-            outputs = self.processor(text=[text], **settings, **self._media(record))
-        elif record.modality == "text":
-            outputs = self.tokenizer([text], **settings)
-        else:
-            raise InputError(
-                f"{record.shard}:{record.key}: a {record.modality} prompt, but the model reads text only"
+        adds_special = not self.is_text_only and not (bos and text.startswith(bos))
+        try:
+            outputs = self.processor(
+                text=[text], return_tensors="pt", add_special_tokens=adds_special, **media
             )
+        except Exception as error:  # processors refuse what they do not expect with almost anything
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(
+                f"{record.shard}:{record.key}: the processor cannot take this {record.modality} prompt "
+                f"({reason}); its texts may hold a placeholder of media, or the model may not know its media"
+            ) from error
         aligned = {"input_ids", "attention_mask", *TOKEN_ALIGNED}
         return {
             name: torch.as_tensor(value)[0] if name in aligned else torch.as_tensor(value)
@@ -135,19 +149,19 @@ class ChatEncoder:
         }
 
     def _response(self, record: Record, prompt: str, dialogue: Messages) -> Tensor:
-        text = self._text(dialogue, opens_answer=False)
+        text = self._text(record, dialogue, opens_answer=False)
         if not text.startswith(prompt):
             raise InputError(
-                f"{record.shard}:{record.key}: the chat template rewrites the prompt once an answer follows, so the two "
-                "cannot be encoded apart; give the processor a template without that rule"
+                f"{record.shard}:{record.key}: the chat template rewrites the prompt once an answer follows, "
+                "so the two cannot be encoded apart; give the processor a template without that rule"
             )
-        # Templates often end a turn with a line break, which generation, stopping at the end token, never produces.
+        # Templates often end a turn with a line break; generation stops before it, at the end token.
         answer = text[len(prompt) :].rstrip("\n") + self.response_suffix
         ids: Tensor = self.tokenizer([answer], add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return ids
 
     def _media(self, record: Record) -> dict[str, Any]:
-        """Decoded media as keyword arguments of the processor, whose call must not name what a record does not have."""
+        """Decoded media as keyword arguments of the processor, which must not name what a record lacks."""
         images, clips = self._decode(record)
         media: dict[str, Any] = {"images": [images]} if images else {}
         if clips:
@@ -186,8 +200,8 @@ def load_processor(source: str) -> Any:
         return AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"no processor can be loaded from {source!r}: {error}. Give a hub id, or a folder that holds the model's "
-            "processor or tokenizer files beside its config.json"
+            f"no processor can be loaded from {source!r}: {error}. Give a hub id, or a folder that holds the "
+            "model's processor or tokenizer files beside its config.json"
         ) from error
 
 

@@ -174,7 +174,7 @@ def expand_shards(shards: str | Path | Sequence[str | Path], *, kind: Kind) -> l
     """Return the paths that a tar, a folder, a glob or brace pattern, or a list of them, stands for.
 
     Args:
-        shards: what the user wrote.
+        shards: what the user wrote; a leading ``~`` is the home directory.
         kind: a folder whose manifest says another kind is refused.
 
     Raises:
@@ -190,6 +190,7 @@ def expand_shards(shards: str | Path | Sequence[str | Path], *, kind: Kind) -> l
 
 
 def _expand(spec: str, kind: Kind) -> list[Path]:
+    spec = os.path.expanduser(spec)
     if Path(spec).is_dir():
         return _folder(Path(spec), kind)
     try:

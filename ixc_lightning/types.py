@@ -73,7 +73,7 @@ class Record:
 
     @property
     def modality(self) -> str:
-        """The record's entry of ``MODALITIES``: a video outranks images, and two images make ``multi_image``."""
+        """The record's entry of ``MODALITIES``: a video outranks images, two images make ``multi_image``."""
         kinds = [part["type"] for part in self.parts]
         if "video" in kinds:
             return "video"
@@ -102,9 +102,10 @@ class Prompts(NamedTuple):
     Attributes:
         ids: token ids, 0 where masked.
         mask: True at real tokens.
-        token_types: other per-token inputs of the model family (``mm_token_type_ids``, ``token_type_ids``), each (B, P).
-        media: pixel tensors and their grids, as the processor names them, all pictures of the batch in row order along the
-            first axis; empty for a batch of text.
+        token_types: other per-token inputs of the model family (``mm_token_type_ids``, ``token_type_ids``),
+            each (B, P).
+        media: pixel tensors and their grids, as the processor names them, all pictures of the batch in row
+            order along the first axis; empty for a batch of text.
     """
 
     ids: Int[Tensor, "B P"]
@@ -148,7 +149,10 @@ class PreferenceBatch(NamedTuple):
 
 
 class InstructionBatch(NamedTuple):
-    """Prompts with one reference response each, for supervised fine-tuning. Fields as in ``PreferenceBatch``."""
+    """Prompts with one reference response each, for supervised fine-tuning.
+
+    Fields as in ``PreferenceBatch``.
+    """
 
     prompts: Prompts
     responses: Responses

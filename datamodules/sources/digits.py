@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real handwriting as a small multi-modal data set: the UCI digits that scikit-learn ships; needs no network.
 
-Pictures, rows of pictures, clips and text; the answers of a pair differ in truth alone (see ``digit_draws``).
+Pictures, rows of pictures, clips and text. The answers of a pair differ in truth alone, see
+``_digit_draws``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from PIL import Image
 
 from ixc_lightning.datamodules.records import Kind
 from ixc_lightning.datamodules.shard_writer import Manifest, Sample, new_folder, write_shards
-from ixc_lightning.datamodules.sources.digit_questions import draw_task
+from ixc_lightning.datamodules.sources._digit_questions import draw_task
 from ixc_lightning.types import MODALITIES, InputError
 
 SOURCE = "uci-digits"
@@ -53,8 +54,8 @@ Picture = UInt8[np.ndarray, "32 32"]
 def convert(
     out: str,
     *,
-    pairs: int = 12000,
-    instructions: int = 20000,
+    pairs: int = 18000,
+    instructions: int = 21000,
     prompts: int = 4000,
     heldout_pairs: int = 2000,
     seed: int = 0,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that are no verb of a Trainer. Each loads what it needs when it runs, so that help stays quick."""
+"""The commands that are no verb of a Trainer. Each loads what it needs when it runs: help stays quick."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def call(function: Callable[..., object], words: Sequence[str], *, name: str) ->
 
 
 def convert(words: list[str]) -> None:
-    """Write shards from a data set: ``convert NAME …``, by the module of that name in ``datamodules/sources``."""
+    """Write shards from a data set, by the module of that name in ``datamodules/sources``."""
     package = import_module("ixc_lightning.datamodules.sources")
     names = [
         module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")

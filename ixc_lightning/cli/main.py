@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: the Trainer's verbs through LightningCLI, and the few commands that are no verb of a Trainer."""
+"""The command line: the Trainer's verbs through LightningCLI, and the few commands that are none of them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ def run(words: list[str]) -> None:
     if name in COMMANDS:
         COMMANDS[name].run(words[1:])
     elif name in TRAINER_VERBS:
-        from ixc_lightning.cli.trainer import (
-            run_trainer,
-        )  # loads Lightning, which the other commands do without
+        # Loads Lightning, which the other commands do without.
+        from ixc_lightning.cli.trainer import run_trainer
 
         run_trainer(words)
     elif name in ("-h", "--help"):
@@ -50,7 +49,7 @@ def usage() -> str:
         [
             "usage: python -m ixc_lightning COMMAND ...",
             "",
-            "with a Trainer, by a recipe (--config FILE, repeated to overlay; any key can be given as --key value):",
+            "with a Trainer, by a recipe (--config FILE, repeated to overlay; any key as --key value):",
             "  fit         train",
             "  validate    evaluate on the validation data",
             "  test        evaluate on the test data",

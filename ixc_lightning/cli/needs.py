@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe needs and how to make it: shards that a converter writes, a model that another recipe trains."""
+"""What a recipe needs and how to make it: shards from a converter, a model from another recipe."""
 
 from __future__ import annotations
 
@@ -17,16 +17,11 @@ from jsonargparse import Namespace
 from ixc_lightning.types import InputError
 
 # A command that makes something runs alone, whatever launcher started the ranks that wait for it.
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_",
+LAUNCHER_PREFIXES = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+    *("MASTER_", "TORCHELASTIC_", "SLURM_", "OMPI_", "PMI_"),
 )
-LAUNCHER_PREFIXES = ("SLURM_", "TORCHELASTIC_", *LAUNCHER_VARIABLES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,8 @@ class Need:
 
     Args:
         path: a file or folder; ``~`` is expanded.
-        make: words of the command after ``python -m ixc_lightning``. What it writes at ``path`` must appear there whole.
+        make: words of the command after ``python -m ixc_lightning``. What it writes at ``path`` must appear
+            there whole.
     """
 
     path: str
@@ -45,7 +41,8 @@ class Need:
 def make_missing(needs: Sequence[Need], *, used_by: Namespace) -> None:
     """Make each need that is not there, once, if another setting of the run names its path.
 
-    A run that names its own data and model therefore makes nothing. Processes that start together wait for the first.
+    A run that names its own data and model therefore makes nothing. Processes that start together wait for
+    the first.
 
     Args:
         needs: in the order in which to make them.
@@ -56,7 +53,7 @@ def make_missing(needs: Sequence[Need], *, used_by: Namespace) -> None:
     """
     settings = used_by.as_dict()
     settings.pop("needs", None)
-    named = {value for value in _strings(settings)}
+    named = set(_strings(settings))
     for need in needs:
         if any(value == need.path or value.startswith(need.path + "/") for value in named):
             _make(need)
@@ -71,17 +68,20 @@ def _make(need: Need) -> None:
         if path.exists():
             return
         command = [os.path.expanduser(word) for word in need.make]
-        print(
-            f"{need.path} is not there yet: making it with `ixc_lightning {' '.join(need.make)}`", flush=True
-        )
+        shown = f"python -m ixc_lightning {' '.join(need.make)}"
+        print(f"{need.path} is not there yet: making it with `{shown}`", flush=True)
         alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_PREFIXES)}
         status = subprocess.run(
             [sys.executable, "-m", "ixc_lightning", *command], env=alone, check=False
         ).returncode
-        if status or not path.exists():
+        if status:
             raise InputError(
-                f"{need.path} could not be made: `python -m ixc_lightning {' '.join(need.make)}` ended with status {status}; "
+                f"{need.path} could not be made: `{shown}` ended with status {status}; "
                 "its own message is above"
+            )
+        if not path.exists():
+            raise InputError(
+                f"{need.path} could not be made: `{shown}` wrote nothing there; correct needs in the recipe"
             )
 
 

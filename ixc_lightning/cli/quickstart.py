@@ -68,7 +68,7 @@ def fit(recipe: str, kind: str, *, start: str, export: str, folder: Path, seed: 
 
 
 def evaluate(model: str, folder: Path) -> tuple[dict[str, float], int]:
-    """Accuracy of an exported reward model on the held-out pairs, overall and by modality, and how many pairs there are."""
+    """Accuracy of an exported reward model on the held-out pairs, by modality too, and how many they are."""
     run = run_trainer(
         [
             *("test", "--config", "recipes/reward.yaml"),

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -16,6 +18,9 @@ from ixc_lightning.callbacks import HuggingFaceExport
 from ixc_lightning.cli.needs import Need, make_missing
 from ixc_lightning.cli.recipes import find_recipes
 from ixc_lightning.types import InputError
+
+LIGHTNINGS_OWN_NAMES = ("best", "last", "hpc")
+"""What Lightning understands as ``--ckpt_path`` besides a path."""
 
 
 class CLI(LightningCLI):
@@ -34,27 +39,45 @@ class CLI(LightningCLI):
         parser.link_arguments("trainer.max_steps", "model.init_args.scheduler.init_args.total_steps")
 
     def before_instantiate_classes(self) -> None:
-        """Make what is missing, and refuse a device that is not there before anything is loaded."""
+        """Refuse a device or a checkpoint that is not there, then make what the recipe needs."""
         settings = self.config[self.subcommand]
         if settings.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise InputError(
-                f"trainer.accelerator is {settings.trainer.accelerator}, but this machine has no GPU that torch can use; "
-                "give --trainer.accelerator cpu (or auto), or look at nvidia-smi and torch.version.cuda"
+                f"trainer.accelerator is {settings.trainer.accelerator}, but this machine has no GPU that "
+                "torch can use; give --trainer.accelerator cpu (or auto), or look at nvidia-smi and "
+                "torch.version.cuda"
             )
-        make_missing(settings.needs, used_by=settings)
+        if settings.ckpt_path is not None:
+            settings.ckpt_path = _find_checkpoint(settings.ckpt_path)
+        if settings.weights_only is None:
+            settings.weights_only = True  # nothing is unpickled unless the user asks for it
+        make_missing([Need(**vars(need)) for need in settings.needs], used_by=settings)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the Trainer.
+
+        Raises:
+            InputError: Lightning cannot build it as asked.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise InputError(f"trainer: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the recipe as it is: Lightning would overwrite it, and even explicit flags, with the checkpoint's settings."""
+        """Keep the recipe: Lightning would put the checkpoint's settings over it, and over explicit flags."""
 
 
 def run_trainer(words: list[str]) -> CLI:
     """Run a verb of the Trainer.
 
     Raises:
-        InputError: a recipe that is not there, or a Trainer that cannot be built as asked.
+        InputError: a recipe or a checkpoint that is not there, or a Trainer that cannot be built as asked.
     """
-    # Lightning warns when words are handed over in a process that has its own; here they are the same, recipes found.
+    # Lightning warns when words are handed over in a process that has its own; here they are the same.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    # lightning 2.6.6 calls jsonargparse in ways that 4.53 calls old (2026-11); nobody here can change that.
+    warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.cli|jsonargparse\._deprecated")
     try:
         return CLI(
             L.LightningModule,
@@ -68,10 +91,15 @@ def run_trainer(words: list[str]) -> CLI:
         )
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except UnpicklingError as error:
+        raise InputError(
+            "the file of --ckpt_path is no checkpoint, or holds more than plain data; give one that fit "
+            "wrote, or --weights_only false if you trust it to run code on this machine"
+        ) from error
 
 
 def first_source(settings: Any) -> str | None:
-    """The ``source`` of a model's settings, however deep; the first one found, so that the processor is named once."""
+    """The first ``source`` in a model's settings, however deep, so that the processor is named once."""
     if isinstance(settings, Namespace):
         settings = vars(settings)
     if not isinstance(settings, dict):
@@ -79,3 +107,15 @@ def first_source(settings: Any) -> str | None:
     if isinstance(settings.get("source"), str):
         return settings["source"]
     return next((found for value in settings.values() if (found := first_source(value))), None)
+
+
+def _find_checkpoint(name: str) -> str:
+    """The checkpoint with its home expanded; what Lightning finds for itself is left to it."""
+    if name in LIGHTNINGS_OWN_NAMES or ":" in name:  # registry:… and URLs
+        return name
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"there is no checkpoint {name}; fit writes them below its log folder, in checkpoints/"
+        )
+    return str(path)

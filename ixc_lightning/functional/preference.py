@@ -37,8 +37,9 @@ def pairwise_loss(
 
     L = −E[(1 − ε) log σ(Δ) + ε log σ(−Δ)],  Δ = r(x, y_w) − r(x, y_l) − m
 
-    InternLM-XComposer2.5-Reward, Eq. 1 (arXiv 2501.12368), where the parenthesis is misprinted. The margin m is that of
-    Llama 2, Eq. 2 (arXiv 2307.09288); ε is the share of labels taken to be wrong, as in conservative DPO.
+    InternLM-XComposer2.5-Reward, Eq. 1 (arXiv 2501.12368), where the parenthesis is misprinted. The margin m
+    is that of Llama 2, Eq. 2 (arXiv 2307.09288); ε is the share of labels taken to be wrong, as in
+    conservative DPO.
 
     Args:
         chosen: scores r(x, y_w) of the preferred responses.

@@ -7,8 +7,10 @@ import math
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, final_ratio: float) -> float:
-    """Multiplier that rises as (step + 1)/(warmup + 1) to 1 and falls along half a cosine to ``final_ratio``
-    at ``total``.
+    """Multiplier with a linear warm-up and a decay along half a cosine.
+
+    It rises as (step + 1)/(warmup + 1) to 1 at ``warmup``, falls to ``final_ratio`` at ``total``, and stays
+    there.
 
     Raises:
         ValueError: the warm-up is not shorter than the run.
@@ -24,8 +26,10 @@ def warmup_cosine(step: int, *, total: int, warmup: int, final_ratio: float) -> 
 
 
 def warmup_linear(step: int, *, total: int, warmup: int, final_ratio: float) -> float:
-    """Multiplier that rises as (step + 1)/(warmup + 1) to 1 and falls along a line to ``final_ratio`` at
-    ``total``.
+    """Multiplier with a linear warm-up and a linear decay.
+
+    It rises as (step + 1)/(warmup + 1) to 1 at ``warmup``, falls to ``final_ratio`` at ``total``, and stays
+    there.
 
     Raises:
         ValueError: the warm-up is not shorter than the run.

@@ -37,7 +37,15 @@ def sft_loss(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[
 def exact_match(
     logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], response_mask: Bool[Tensor, "B L"]
 ) -> Bool[Tensor, " B"]:
-    """True for the rows all of whose response tokens are the likeliest ones, given the true tokens before them."""
+    """True for the rows all of whose response tokens are the likeliest ones.
+
+    Each is judged given the true tokens before it.
+
+    Args:
+        logits: next-token logits at the N predicting places, all rows in a row.
+        targets: the N response tokens.
+        response_mask: where they are in the batch.
+    """
     wrong = torch.zeros_like(response_mask)
     wrong[predicting_mask(response_mask)] = logits.argmax(dim=-1) != targets
     return ~wrong.any(dim=1)

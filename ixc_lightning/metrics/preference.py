@@ -58,7 +58,7 @@ class PreferenceStatistics(Metric):
         modality: Int[Tensor, " B"],
     ) -> None:
         """Add a batch: scores and token lengths of both responses, and the pair's domain and modality ids."""
-        self.scores.append(torch.stack([chosen, rejected], dim=1).detach())
+        self.scores.append(torch.stack([chosen, rejected], dim=1))
         self.lengths.append(torch.stack([chosen_length, rejected_length], dim=1))
         self.groups.append(torch.stack([domain, modality], dim=1))
 

@@ -27,27 +27,31 @@ HEAD_KEY = "score.weight"
 class RewardModel(nn.Module):
     """Scores a response to a prompt with its pictures: r(x, y) = w · pool(h), in float32.
 
-    h are the last hidden states of the language model. InternLM-XComposer2.5-Reward, §3 (arXiv 2501.12368): the last linear layer
-    is replaced by a score head over the average hidden state of all tokens, and the vision tower and the projector are frozen.
+    h are the last hidden states of the language model. InternLM-XComposer2.5-Reward, §3 (arXiv 2501.12368):
+    the last linear layer is replaced by a score head over the average hidden state of all tokens, and the
+    vision tower and the projector are frozen.
 
-    ``source`` may be a model that was never a reward model, whose head then starts as w ~ N(0, 1/(d+1)) (standard deviation
-    1/√(d+1), Huang et al. 2024, arXiv 2403.17031, detail 12), or a folder that ``save_pretrained`` wrote, whose head, pooling and
-    statistics are taken over.
+    ``source`` may be a model that was never a reward model, whose head then starts as w ~ N(0, 1/(d+1))
+    (standard deviation 1/√(d+1), Huang et al. 2024, arXiv 2403.17031, detail 12), or a folder that
+    ``save_pretrained`` wrote, whose head, pooling and statistics are taken over.
 
     Args:
         source: hub id or folder.
-        pooling: ``mean`` over all real tokens, the ``last`` real token, or the last occurrence of ``reward_token_id``. Null means
-            what the source was trained with, and ``mean`` for a new head.
+        pooling: ``mean`` over all real tokens, the ``last`` real token, or ``token``, the last occurrence of
+            ``reward_token_id``. Null means what the source was trained with, and ``mean`` for a new head.
         reward_token_id: the token that ``pooling: token`` reads.
         weights: ``pretrained`` loads them, ``random`` builds the architecture of the source's config afresh.
         freeze: roles that are not trained, of ``vision``, ``projector`` and ``language``.
         dtype: of the backbone's weights; the head is always float32.
-        attention: ``sdpa``, ``eager``, ``flash_attention_2`` or another implementation that transformers knows.
+        attention: ``sdpa``, ``eager``, ``flash_attention_2`` or another name that transformers knows.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
 
     Raises:
         InputError: the source cannot be loaded, or was trained with another pooling.
     """
+
+    score_mean: Tensor
+    score_std: Tensor
 
     def __init__(
         self,
@@ -62,6 +66,12 @@ class RewardModel(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        saved = _saved_settings(source) if weights == "pretrained" else {}
+        if reward_token_id is None:
+            reward_token_id = saved.get("reward_token_id")
+        _check_pooling(source, saved, pooling, reward_token_id)
+        self.pooling: Pooling = pooling or saved.get("pooling", "mean")
+        self.reward_token_id = reward_token_id
         self.backbone = Backbone(
             source,
             weights=weights,
@@ -69,12 +79,6 @@ class RewardModel(nn.Module):
             dtype=dtype,
             attention=attention,
             gradient_checkpointing=gradient_checkpointing,
-        )
-        saved = _saved_settings(source) if weights == "pretrained" else {}
-        _check_pooling(source, saved, pooling, reward_token_id)
-        self.pooling: Pooling = pooling or saved.get("pooling", "mean")
-        self.reward_token_id = (
-            reward_token_id if reward_token_id is not None else saved.get("reward_token_id")
         )
         self.score = nn.Linear(self.backbone.hidden_size, 1, bias=False, dtype=torch.float32)
         self.register_buffer("score_mean", torch.tensor(saved.get("score_mean", 0.0)))
@@ -88,7 +92,12 @@ class RewardModel(nn.Module):
     def from_pretrained(
         cls, folder: str | Path, *, dtype: str = "float32", attention: str = "sdpa"
     ) -> RewardModel:
-        """A trained reward model, in evaluation mode, with nothing frozen off that was trained.
+        """A trained reward model with its head, pooling and statistics, in evaluation mode, ready to score.
+
+        Args:
+            folder: a folder that ``save_pretrained`` or ``export`` wrote, or a hub id.
+            dtype: of the backbone's weights; the head is always float32.
+            attention: attention implementation, by its name in transformers.
 
         Raises:
             InputError: the folder is not one that ``save_pretrained`` wrote.
@@ -101,7 +110,7 @@ class RewardModel(nn.Module):
         return cls(str(folder), dtype=dtype, attention=attention).eval()
 
     def encode(self, media: dict[str, Tensor]) -> Visuals | None:
-        """The pictures and clips of a batch, encoded once for all that is scored after them; None for a batch of text."""
+        """The pictures and clips of a batch, encoded once for all; None for a batch of text."""
         return self.backbone.encode(media)
 
     def forward(self, sequences: Sequences, visuals: Visuals | None) -> Float[Tensor, " B"]:
@@ -124,13 +133,15 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def store_statistics(self, mean: Tensor | float, std: Tensor | float) -> None:
-        """Remember the mean and the standard deviation of the scores on reference data, saved with the model."""
+        """Remember mean and standard deviation of the scores on reference data; they are saved as well."""
         self.score_mean.fill_(mean)
         self.score_std.fill_(std)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder: the backbone as transformers writes it, the head in the same safetensors file as
-        ``score.weight``, and pooling and statistics in ``reward_model.json``.
+        """Write a Hugging Face folder.
+
+        It holds the backbone as transformers writes it, the head as ``score.weight`` in the same safetensors
+        files, and pooling and statistics in ``reward_model.json``.
         """
         self.backbone.save_pretrained(folder, extra={HEAD_KEY: self.score.weight.detach()})
         settings = {
@@ -147,6 +158,7 @@ class RewardModel(nn.Module):
             return mean_pool(hidden, sequences.mask)
         if self.pooling == "last":
             return last_pool(hidden, sequences.mask)
+        assert self.reward_token_id is not None  # checked when the model was built
         return token_pool(hidden, sequences.mask, sequences.ids, token_id=self.reward_token_id)
 
 
@@ -171,10 +183,11 @@ def _saved_head(source: str) -> Tensor:
     path = _find(source, name) if name else None
     if path:
         with safe_open(path, "pt") as tensors:
-            if HEAD_KEY in tensors.keys():  # noqa: SIM118: safe_open is not a mapping
+            if HEAD_KEY in set(tensors.keys()):
                 return tensors.get_tensor(HEAD_KEY)
     raise InputError(
-        f"{source} holds {SETTINGS_FILE} but no tensor {HEAD_KEY}: its weights are not those of a reward model"
+        f"{source} holds {SETTINGS_FILE} but no tensor {HEAD_KEY}: its weights are not those of a reward "
+        "model; export it again"
     )
 
 
@@ -191,10 +204,10 @@ def _check_pooling(
 ) -> None:
     if saved and pooling not in (None, saved["pooling"]):
         raise InputError(
-            f"{source} was trained with pooling: {saved['pooling']}, so its head means nothing under pooling: {pooling}; "
-            "leave pooling out"
+            f"{source} was trained with pooling: {saved['pooling']}, so its head means nothing under "
+            f"pooling: {pooling}; leave pooling out"
         )
-    if pooling == "token" and saved.get("reward_token_id", reward_token_id) is None:
+    if pooling == "token" and reward_token_id is None:
         raise InputError(
             "pooling: token needs reward_token_id, the id of the token whose hidden state is scored"
         )

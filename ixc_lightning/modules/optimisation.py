@@ -36,14 +36,18 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+def check_state(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """Compare a checkpoint with the module that is to take it.
+
+    A checkpoint without weights passes: a sharding strategy has loaded them, and checked them, by then.
 
     Raises:
         InputError: names or shapes differ, as they do for another architecture.
     """
+    if "state_dict" not in checkpoint:
+        return
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
+    given = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
     wrong = [name for name in own.keys() & given.keys() if own[name] != given[name]]
     problems = {
         "missing": sorted(own.keys() - given.keys()),
@@ -54,10 +58,10 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     if found:
         raise InputError(
             f"the checkpoint is of another architecture than the model: {', '.join(found)}. "
-            "Name the model that it was trained from as model.source, or start without --ckpt_path"
+            "Name the model that it was trained from as model.source, or give another checkpoint"
         )
 
 
 def without_callables(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are plain data: all of them under the command line, fewer where Python handed over callables."""
+    """The settings that are plain data: all under the command line, fewer where Python gave callables."""
     return {name: value for name, value in settings.items() if not callable(value)}

@@ -18,22 +18,24 @@ from ixc_lightning.functional.masking import join, stack
 from ixc_lightning.functional.preference import centre_penalty, is_correct, pairwise_loss
 from ixc_lightning.metrics import PreferenceStatistics
 from ixc_lightning.models.reward_model import RewardModel
-from ixc_lightning.models.sharding import shard_reward_model
+from ixc_lightning.models.sharding import shard
 from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
 from ixc_lightning.types import PreferenceBatch
 
 
 class RewardModule(L.LightningModule):
-    """Trains a reward model on ``PreferenceBatch``es by the pairwise loss; frozen roles are those of the
-    model's ``freeze``.
+    """Trains a reward model on ``PreferenceBatch``es by the pairwise loss.
 
-    InternLM-XComposer2.5-Reward, §3 and Eq. 1 (arXiv 2501.12368). Each picture is encoded once for both responses.
+    InternLM-XComposer2.5-Reward, §3 and Eq. 1 (arXiv 2501.12368). Frozen is what the model's ``freeze`` says.
+    Each picture is encoded once for both responses.
 
-    Logs, for ``phase`` in ``train``, ``val`` and ``test``: ``phase/loss`` (nats; log 2 at the start, falling) and every name of
-    ``PreferenceStatistics`` (``phase/accuracy``, ``phase/margin``, …; ``length_correlation`` near that of the data is healthy). For
-    training these cover the pairs since they were last logged. Besides ``train/gradient_norm``, before clipping.
+    Logs, for ``phase`` in ``train``, ``val`` and ``test``: ``phase/loss`` (nats; log 2 at the start, falling)
+    and every name of ``PreferenceStatistics`` (``phase/accuracy``, ``phase/margin``, …; a
+    ``length_correlation`` near that of the data is healthy). In training the statistics cover all pairs since
+    they were last logged. Besides ``train/gradient_norm``, before clipping.
 
-    After every validation the mean and standard deviation of its scores are stored in the model, for later normalisation.
+    After every validation the mean and standard deviation of its scores are stored in the model, for later
+    normalisation.
 
     Args:
         model: builds the reward model, when the trainer's devices are known.
@@ -41,7 +43,8 @@ class RewardModule(L.LightningModule):
         scheduler: of the learning rate, stepped with the optimiser.
         label_smoothing: share of the preferences taken to be wrong, in [0, 0.5).
         centre_coef: multiplier of the penalty that keeps the scores around 0.
-        compute_dtype: of sharded computation, under ``ModelParallelStrategy``; other strategies follow the trainer's precision.
+        compute_dtype: of sharded computation, under ``ModelParallelStrategy``; other strategies follow the
+            trainer's precision.
     """
 
     model: RewardModel | None
@@ -67,12 +70,18 @@ class RewardModule(L.LightningModule):
         self.model = None
 
     def configure_model(self) -> None:
-        """Build the model, and shard it where the strategy has a mesh of ranks; Lightning calls this for every stage."""
+        """Build the model, once, and shard it where the strategy has a mesh of ranks."""
         if self.model is None:
             self.model = self.build()
             if self.device_mesh is not None:
-                mesh = self.device_mesh["data_parallel"]
-                shard_reward_model(self.model, mesh, compute_dtype=getattr(torch, self.compute_dtype))
+                shard(
+                    self.model,
+                    self.model.backbone,
+                    self.device_mesh["data_parallel"],
+                    compute_dtype=getattr(torch, self.compute_dtype),
+                    exact=[self.model.score],
+                    methods=["encode"],
+                )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser over what is not frozen."""
@@ -97,12 +106,11 @@ class RewardModule(L.LightningModule):
             {"train/loss": loss, "train/accuracy_step": accuracy}, prog_bar=True, batch_size=len(batch.keys)
         )
         self._count("train", batch, chosen, rejected)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self._log_statistics("train")
         return loss
 
     def score(self, batch: PreferenceBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Scores of the chosen and of the rejected responses; each picture is encoded once for both."""
+        assert self.model is not None
         visuals = self.model.encode(batch.prompts.media)
         pairs = stack(join(batch.prompts, batch.chosen), join(batch.prompts, batch.rejected))
         chosen, rejected = self.model(pairs, None if visuals is None else visuals.repeat(2)).chunk(2)
@@ -139,8 +147,10 @@ class RewardModule(L.LightningModule):
         self._log_statistics("test")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the norm of the gradient."""
+        """Log the norm of the gradient, and the statistics when it is their turn."""
         self.log("train/gradient_norm", gradient_norm(self.parameters()))
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_statistics("train")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep callables out of the file, which must load without unpickling code."""
@@ -148,7 +158,7 @@ class RewardModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, by name."""
-        check_state(self, checkpoint["state_dict"])
+        check_state(self, checkpoint)
 
     def _evaluate(self, phase: str, batch: PreferenceBatch) -> dict[str, Tensor]:
         chosen, rejected = self.score(batch)

@@ -34,7 +34,15 @@ class WarmupCosineLR(LambdaLR):
 
 
 class WarmupLinearLR(LambdaLR):
-    """Linear warm-up, then a straight line down to ``final_ratio`` of the learning rate. Arguments as in ``WarmupCosineLR``."""
+    """Linear warm-up, then a straight line down to ``final_ratio`` of the learning rate.
+
+    Args:
+        optimizer: whose learning rates are scaled.
+        total_steps: optimiser steps of the whole run, warm-up included; the command line takes it from
+            ``trainer.max_steps``.
+        warmup_steps: steps of the warm-up.
+        final_ratio: what is left of the learning rate at the end.
+    """
 
     def __init__(
         self, optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, final_ratio: float = 0.0

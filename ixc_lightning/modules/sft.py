@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
+import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -16,13 +17,15 @@ from torch.optim import Optimizer
 from ixc_lightning.functional.masking import join
 from ixc_lightning.functional.sft import exact_match, predicting_mask, sft_loss
 from ixc_lightning.models.backbone import Backbone
+from ixc_lightning.models.sharding import shard
 from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
 from ixc_lightning.types import MODALITIES, InstructionBatch
 
 
 class SFTModule(L.LightningModule):
-    """Trains a vision-language model on ``InstructionBatch``es to say the reference responses; prompts carry
-    no loss.
+    """Trains a vision-language model on ``InstructionBatch``es to say the reference responses.
+
+    Prompts carry no loss. Frozen is what the model's ``freeze`` says.
 
     Logs ``train/loss`` and ``val/loss`` (nats per response token), ``train/gradient_norm`` before clipping,
     and ``val/exact_match`` with ``val/modality_exact_match/<modality>``: share of the responses all of whose
@@ -32,6 +35,8 @@ class SFTModule(L.LightningModule):
         model: builds the backbone, with its language-model head, when the trainer's devices are known.
         optimizer: over the parameters that are trained.
         scheduler: of the learning rate, stepped with the optimiser.
+        compute_dtype: of sharded computation, under ``ModelParallelStrategy``; other strategies follow the
+            trainer's precision.
     """
 
     model: Backbone | None
@@ -42,18 +47,28 @@ class SFTModule(L.LightningModule):
         *,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
+        compute_dtype: Literal["float32", "bfloat16"] = "bfloat16",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.build = model
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.compute_dtype = compute_dtype
         self.model = None
 
     def configure_model(self) -> None:
-        """Build the model; Lightning calls this once for every stage."""
+        """Build the model, once, and shard it where the strategy has a mesh of ranks."""
         if self.model is None:
             self.model = self.build()
+            if self.device_mesh is not None:
+                shard(
+                    self.model,
+                    self.model,
+                    self.device_mesh["data_parallel"],
+                    compute_dtype=getattr(torch, self.compute_dtype),
+                    methods=["encode", "logits"],
+                )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser over what is not frozen."""
@@ -67,6 +82,7 @@ class SFTModule(L.LightningModule):
 
     def predict_responses(self, batch: InstructionBatch) -> tuple[Float[Tensor, ""], Bool[Tensor, " B"]]:
         """Mean loss per response token, and which responses are predicted without a fault."""
+        assert self.model is not None
         # 1 look at the pictures, read prompt and response
         visuals = self.model.encode(batch.prompts.media)
         sequences = join(batch.prompts, batch.responses)
@@ -95,7 +111,7 @@ class SFTModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, by name."""
-        check_state(self, checkpoint["state_dict"])
+        check_state(self, checkpoint)
 
     def _evaluate(self, phase: str, batch: InstructionBatch) -> None:
         loss, matches = self.predict_responses(batch)

@@ -11,8 +11,8 @@ import pytest
 from ixc_lightning.datamodules.media import decode_image, decode_video
 from ixc_lightning.datamodules.shards import ShardDataset
 from ixc_lightning.datamodules.sources import digits
-from ixc_lightning.datamodules.sources.digit_draws import SUMS, misread, total
-from ixc_lightning.datamodules.sources.digit_questions import SKILLS, draw_task
+from ixc_lightning.datamodules.sources._digit_draws import SUMS, misread, total
+from ixc_lightning.datamodules.sources._digit_questions import SKILLS, draw_task
 from ixc_lightning.types import MODALITIES, InputError
 
 SIZES = {"pairs": 200, "instructions": 240, "prompts": 160, "heldout_pairs": 120}

@@ -108,6 +108,14 @@ def test_a_folder_a_glob_and_braces_name_the_same_shards(folder, pattern):
     assert answers(ShardDataset(str(folder.parent / pattern), kind="prompt")) == list(range(10))
 
 
+@pytest.mark.parametrize("pattern", ["set", "set/*.tar", "set/shard-{000000..000002}.tar"])
+def test_a_tilde_is_the_home_directory(pattern, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    dataset = ShardDataset(f"~/{pattern}", kind="prompt")
+    assert answers(dataset) == list(range(10))
+    assert dataset.paths[0] == folder / "shard-000000.tar"
+
+
 def test_a_list_keeps_its_order(folder):
     paths = [folder / "shard-000002.tar", str(folder / "shard-000000.tar")]
     assert answers(ShardDataset(paths, kind="prompt")) == [8, 9, 0, 1, 2, 3]

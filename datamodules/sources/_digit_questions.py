@@ -12,8 +12,8 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from ixc_lightning.datamodules.sources import digit_draws as draws
-from ixc_lightning.datamodules.sources.digit_draws import Draw
+from ixc_lightning.datamodules.sources import _digit_draws as draws
+from ixc_lightning.datamodules.sources._digit_draws import Draw
 
 READING, ARITHMETIC, COMPARISON = "reading", "arithmetic", "comparison"
 MOST_IMAGES = 3
@@ -83,87 +83,90 @@ COUNTS = ("{x}", "There are {x}.", "There are {x} digits.", "I think that there 
 
 # fmt: off
 TEXT = (
-    Skill(READING, 20, draws.first, _naming("first digit"), (
+    Skill(READING, 67, draws.spell, ROWS, (
+        "Read the digits {digits}.", "Which digits are these: {digits}?", "What digits are in {digits}?"
+    )),
+    Skill(READING, 13, draws.first, _naming("first digit"), (
         "{digits}: which digit is first?", "What is the first digit in {digits}?",
         "Read {digits}. Which digit is first?"
     )),
-    Skill(READING, 20, draws.last, _naming("last digit"), (
+    Skill(READING, 13, draws.last, _naming("last digit"), (
         "{digits}: which digit is last?", "What is the last digit in {digits}?",
         "Read {digits}. Which digit is last?"
     )),
-    Skill(READING, 10, draws.contains, VERDICTS, (
+    Skill(READING, 3, draws.contains, VERDICTS, (
         "Is there a {target} in {digits}?", "{digits}: is there a {target}?"
     )),
-    Skill(ARITHMETIC, 8, draws.total, _naming("sum"), (
+    Skill(ARITHMETIC, 3, draws.total, _naming("sum"), (
         "What is {a} plus {b}?", "What is the sum of {a} and {b}?", "Add {a} and {b}."
     )),
-    Skill(ARITHMETIC, 10, draws.successor, _naming("result"), (
+    Skill(ARITHMETIC, 7, draws.successor, _naming("result"), (
         "Which number comes after {a}?", "What is {a} plus one?", "Add one to {a}."
     )),
     Skill(ARITHMETIC, 10, draws.parity, _naming("digit"), (
         "Is {a} even or odd?", "Even or odd: {a}?"
     )),
-    Skill(COMPARISON, 12, draws.which_digit, _naming("digit"), (
+    Skill(COMPARISON, 6, draws.which_digit, _naming("digit"), (
         "Which is {target}, {a} or {b}?", "Which digit is {target}: {a} or {b}?"
     )),
-    Skill(COMPARISON, 10, draws.same, VERDICTS, (
+    Skill(COMPARISON, 3, draws.same, VERDICTS, (
         "Are {a} and {b} the same?", "Is {a} the same as {b}?"
     )),
 )
 IMAGE = (
-    Skill(READING, 55, draws.read, _naming("digit"), (
+    Skill(READING, 73, draws.read, _naming("digit"), (
         "Which digit is this?", "What digit is shown?", "Read the digit in the picture.",
         "Which digit is in the picture?"
     )),
-    Skill(ARITHMETIC, 15, draws.successor, _naming("result"), (
+    Skill(ARITHMETIC, 7, draws.successor, _naming("result"), (
         "Which number comes after this digit?", "What is this digit plus one?",
         "Add one to the digit in the picture."
     )),
-    Skill(ARITHMETIC, 15, draws.parity, _naming("digit"), (
+    Skill(ARITHMETIC, 12, draws.parity, _naming("digit"), (
         "Is this digit even or odd?", "Even or odd: the digit in the picture?"
     )),
-    Skill(COMPARISON, 15, draws.above_five, VERDICTS, (
+    Skill(COMPARISON, 8, draws.above_five, VERDICTS, (
         "Is this digit larger than 5?", "Is the digit in the picture larger than 5?"
     )),
 )
 MULTI_IMAGE = (
-    Skill(READING, 50, partial(draws.spell, longest=MOST_IMAGES), ROWS, (
+    Skill(READING, 69, partial(draws.spell, longest=MOST_IMAGES), ROWS, (
         "Which digits are these?", "Read the digits in order.", "What digits are in the pictures?"
     )),
-    Skill(READING, 15, partial(draws.first, longest=MOST_IMAGES), _naming("first digit"), (
+    Skill(READING, 11, partial(draws.first, longest=MOST_IMAGES), _naming("first digit"), (
         "Which digit is first?", "What is the first digit?", "Read the first picture."
     )),
-    Skill(READING, 15, partial(draws.last, longest=MOST_IMAGES), _naming("last digit"), (
+    Skill(READING, 11, partial(draws.last, longest=MOST_IMAGES), _naming("last digit"), (
         "Which digit is last?", "What is the last digit?", "Read the last picture."
     )),
-    Skill(ARITHMETIC, 6, draws.total, _naming("sum"), (
+    Skill(ARITHMETIC, 3, draws.total, _naming("sum"), (
         "What is the sum of the digits?", "Add the digits in the pictures."
     )),
-    Skill(COMPARISON, 8, draws.which_place, PLACES, (
+    Skill(COMPARISON, 3, draws.which_place, PLACES, (
         "Which digit is {target}, the first or the second?", "Which picture has the {target} digit?"
     )),
-    Skill(COMPARISON, 6, draws.same, VERDICTS, (
+    Skill(COMPARISON, 3, draws.same, VERDICTS, (
         "Are the digits the same?", "Is the first digit the same as the second?"
     )),
 )
 VIDEO = (
-    Skill(READING, 35, draws.spell, ROWS, (
+    Skill(READING, 42, draws.spell, ROWS, (
         "Which digits are shown in order?", "Read the digits in the video.",
         "What digits does the video show?"
     )),
-    Skill(READING, 20, draws.first, _naming("first digit"), (
+    Skill(READING, 12, draws.first, _naming("first digit"), (
         "Which digit is first?", "What is the first digit in the video?", "Which digit comes first?"
     )),
-    Skill(READING, 20, draws.last, _naming("last digit"), (
+    Skill(READING, 12, draws.last, _naming("last digit"), (
         "Which digit is last?", "What is the last digit in the video?", "Which digit comes last?"
     )),
-    Skill(READING, 8, draws.contains, VERDICTS, (
+    Skill(READING, 3, draws.contains, VERDICTS, (
         "Is there a {target} in the video?", "Does the video show a {target}?"
     )),
-    Skill(ARITHMETIC, 10, draws.count, COUNTS, (
+    Skill(ARITHMETIC, 3, draws.count, COUNTS, (
         "How many digits are shown?", "How many digits are in the video?", "Count the digits."
     )),
-    Skill(COMPARISON, 7, draws.rises, VERDICTS, (
+    Skill(COMPARISON, 3, draws.rises, VERDICTS, (
         "Is the last digit larger than the first?", "Is the first digit smaller than the last?"
     )),
 )

@@ -114,11 +114,11 @@ def same(random: Random) -> Draw:
 
 
 def spell(random: Random, longest: int = 4) -> Draw:
-    """Which digits are they, in order? The wrong row has a digit misread, or two digits swapped."""
+    """Which digits are they, in order? The wrong row has a digit misread, now and then two swapped."""
     digits = row(random, longest)
     wrong, place = list(digits), random.randrange(len(digits))
     wrong[place] = misread(digits[place], random)
-    if wrong[place] in digits or random.randrange(3) == 0:
+    if wrong[place] in digits or random.randrange(12) == 0:
         other = random.choice([index for index in range(len(digits)) if index != place])
         wrong[place], wrong[other] = digits[other], digits[place]
     return Draw(digits, " ".join(map(str, digits)), " ".join(map(str, wrong)))
