@@ -31,6 +31,10 @@ class PreferenceExamples(Callback):
         self.count = count
         self.scores: list[torch.Tensor] = []
 
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the scores of a validation that did not end."""
+        self.scores = []
+
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,

@@ -14,6 +14,7 @@ from ixc_lightning.types import Example
 PICTURE = 72  # pixels of a thumbnail's longer side
 COLUMNS = 4  # thumbnails per line
 TEXT_WIDTH = 72  # letters per line
+MAX_LINES = 8  # of the question, and of each response; the rest is left out
 LINE = 18  # pixels per line of text
 MARGIN = 10
 RIGHT, WRONG, INK, RULE = "#1a7f37", "#cf222e", "#1f2328", "#d0d7de"
@@ -45,7 +46,7 @@ def _render_row(row: Row) -> Image.Image:
     lines = _lines(row)
     pictures = [_thumbnail(picture) for picture in row.example.pictures]
     picture_lines = -(-len(pictures) // COLUMNS)
-    height = max(len(lines) * LINE, picture_lines * (PICTURE + MARGIN)) + 2 * MARGIN
+    height = max(len(lines) * LINE + MARGIN, picture_lines * (PICTURE + MARGIN)) + MARGIN
     left = COLUMNS * (PICTURE + MARGIN) + 2 * MARGIN
     canvas = Image.new("RGB", (left + TEXT_WIDTH * 9, height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -66,7 +67,11 @@ def _lines(row: Row) -> list[tuple[str, str]]:
         (f"chosen {row.chosen_score:+.2f}: {row.example.chosen}", colour),
         (f"rejected {row.rejected_score:+.2f}: {row.example.rejected}", colour),
     ]
-    return [(line, ink) for text, ink in said for line in textwrap.wrap(text, TEXT_WIDTH) or [""]]
+    return [(line, ink) for text, ink in said for line in _wrap(text)]
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, TEXT_WIDTH, max_lines=MAX_LINES, placeholder=" …") or [""]
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:

@@ -196,6 +196,10 @@ def load_processor(source: str) -> Any:
         InputError: there is none.
     """
     path = str(Path(source).expanduser())
+    if source.startswith(("/", ".", "~")) and not Path(path).is_dir():
+        raise InputError(
+            f"there is no folder {source!r}: give one with a model and its processor, or a hub id"
+        )
     try:
         return AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, TypeError) as error:

@@ -75,7 +75,9 @@ def whole(model: nn.Module) -> Iterator[None]:
     full: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
     for _, _, parameter in shards:
         if parameter not in full:
-            tensor = parameter.detach().full_tensor()
+            shard = parameter.detach()
+            assert isinstance(shard, DTensor)
+            tensor = shard.full_tensor()  # by all ranks
             full[parameter] = nn.Parameter(tensor.cpu(), requires_grad=False) if is_first else parameter
     try:
         for module, name, parameter in shards:

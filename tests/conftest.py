@@ -89,7 +89,7 @@ def _same_start():
 
 @pytest.fixture
 def unchecked_shapes():
-    """Switch the checking of annotated shapes off, as it is for users, to see what the functions check themselves."""
+    """Switch the checking of annotated shapes off, as for users, to see what functions check themselves."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -97,7 +97,7 @@ def unchecked_shapes():
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """The digits data set in small: 48 pairs and 48 instructions of all modalities, 16 held-out ones of each kind."""
+    """The digits data set in small: 48 pairs and 48 instructions of all modalities, 16 held-out ones each."""
     from ixc_lightning.datamodules.sources.digits import convert
     from tests.digits import HELDOUT, PAIRS
 

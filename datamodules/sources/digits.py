@@ -54,8 +54,8 @@ Picture = UInt8[np.ndarray, "32 32"]
 def convert(
     out: str,
     *,
-    pairs: int = 18000,
-    instructions: int = 21000,
+    pairs: int = 19200,
+    instructions: int = 24000,
     prompts: int = 4000,
     heldout_pairs: int = 2000,
     seed: int = 0,

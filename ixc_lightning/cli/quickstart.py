@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from ixc_lightning.datamodules.sources.digits import convert
 from ixc_lightning.models.tiny import build_tiny
 from ixc_lightning.types import MODALITIES, InputError
 
+MARK = ".quickstart"
+
 
 def quickstart(out: str = "outputs/quickstart", *, seed: int = 0) -> None:
     """Train a reward model on handwritten digits from nothing, and evaluate it on held-out handwriting.
@@ -26,17 +29,17 @@ def quickstart(out: str = "outputs/quickstart", *, seed: int = 0) -> None:
     prints them as a table.
 
     Args:
-        out: folder for everything; it must not exist yet, so that every figure comes from this run.
+        out: folder for everything. What an earlier quickstart left there is removed, so that every figure
+            comes from this run; any other folder that is not empty is refused.
         seed: of data, weights and order.
     """
     folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{out} exists already: remove it, or give another folder as `quickstart FOLDER`")
+    _clear(folder)
     paths = {name: str(folder / name) for name in ("digits", "tiny", "sft", "reward")}
     seconds: dict[str, float] = {}
 
     with timed(seconds, "data", "writing shards of handwritten digits"):
-        convert(paths["digits"], seed=seed)
+        convert(paths["digits"], prompts=1000, seed=seed)  # prompts are for reinforcement learning
     with timed(seconds, "sft", "fine-tuning a tiny vision-language model"):
         build_tiny(paths["tiny"], seed=seed)
         fit("sft", "instruction", start=paths["tiny"], export=paths["sft"], folder=folder, seed=seed)
@@ -61,6 +64,7 @@ def fit(recipe: str, kind: str, *, start: str, export: str, folder: Path, seed: 
             *("--model.model.source", start),
             *("--data.train", str(data / "train")),
             *("--data.val", str(data / "heldout")),
+            *("--data.test", "null"),
             *("--trainer.logger.save_dir", str(folder / "logs")),
             *("--export.folder", export),
         ]
@@ -93,6 +97,15 @@ def accuracy_table(accuracy: dict[str, float], seconds: float) -> Table:
     for name, value in accuracy.items():
         table.add_row(name.replace("_", "-"), f"{value:.1%}", style="bold" if name == "overall" else "")
     return table
+
+
+def _clear(folder: Path) -> None:
+    """Make the folder, empty, and mark it as a quickstart's."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise InputError(f"{folder} is not empty and no quickstart's: give another folder as --out")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).write_text("ixc_lightning quickstart: the next one to this folder removes it\n")
 
 
 @contextmanager

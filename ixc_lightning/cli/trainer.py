@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
@@ -51,6 +52,8 @@ class CLI(LightningCLI):
             settings.ckpt_path = _find_checkpoint(settings.ckpt_path)
         if settings.weights_only is None:
             settings.weights_only = True  # nothing is unpickled unless the user asks for it
+        if settings.trainer.accelerator in ("auto", "cpu") and not torch.cuda.is_available():
+            _leave_cores(settings.data.get("init_args", {}).get("num_workers") or 0)
         make_missing([Need(**vars(need)) for need in settings.needs], used_by=settings)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -78,6 +81,10 @@ def run_trainer(words: list[str]) -> CLI:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     # lightning 2.6.6 calls jsonargparse in ways that 4.53 calls old (2026-11); nobody here can change that.
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.cli|jsonargparse\._deprecated")
+    # Frozen parts are in evaluation mode because we mean it.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    # lightning 2.6.6 on torch 2.15, its own pytree helper (2026-11).
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     try:
         return CLI(
             L.LightningModule,
@@ -107,6 +114,12 @@ def first_source(settings: Any) -> str | None:
     if isinstance(settings.get("source"), str):
         return settings["source"]
     return next((found for value in settings.values() if (found := first_source(value))), None)
+
+
+def _leave_cores(workers: int) -> None:
+    """Compute with the cores that the loader's workers leave; with more threads each waits for the other."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - workers)))
 
 
 def _find_checkpoint(name: str) -> str:

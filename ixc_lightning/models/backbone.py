@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -142,7 +142,7 @@ class Backbone(nn.Module):
             visuals: the encoded pictures of exactly these rows, or None for text.
         """
         known = signature(self.base.forward).parameters
-        inputs = {name: value for name, value in token_types.items() if name in known}
+        inputs: dict[str, Any] = {name: value for name, value in token_types.items() if name in known}
         if visuals is not None:
             inputs["mm_encoder_outputs"] = visuals.encoder_outputs()
         grids = {} if visuals is None else visuals.grids

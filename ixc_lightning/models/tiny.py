@@ -72,15 +72,16 @@ def build_tiny(folder: str | Path, *, seed: int = 0) -> None:
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
-    """The sizes: 3 vision layers of width 64, 3 language layers of width 128, tied embeddings.
+    """The sizes: 2 vision layers of width 64, 3 language layers of width 128, tied embeddings.
 
-    The initialiser's range is five times the usual 0.02, which suits widths of thousands: at width 128 it is about 1/√d.
+    The initialiser's range is five times the usual 0.02, which suits widths of thousands; at width 128 it is
+    about 1/√d.
     """
     width = {"initializer_range": 0.1}
     return InternVLConfig(
         vision_config={
             "hidden_size": 64,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "intermediate_size": 192,
             "image_size": IMAGE_SIZE,
@@ -95,7 +96,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
-            "intermediate_size": 384,
+            "intermediate_size": 288,
             "max_position_embeddings": 1024,
             "tie_word_embeddings": True,
             "bos_token_id": None,
@@ -111,7 +112,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
 
 
 def tiny_processor() -> InternVLProcessor:
-    """The processor: pictures and frames as one square of 32 pixels each, the tokenizer, and the chat template."""
+    """The processor: pictures and frames as squares of 32 pixels, the tokenizer, and the chat template."""
     pixels = {
         "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         "image_mean": [0.5, 0.5, 0.5],
@@ -127,7 +128,7 @@ def tiny_processor() -> InternVLProcessor:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose merges spell the lexicon; every digit stands alone, so that 47 is read as 4 and 7."""
+    """A byte-level BPE whose merges spell the lexicon; digits stand alone, so that 47 is read as 4 and 7."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -54,6 +54,14 @@ def test_a_run_without_a_board_validates_as_well(digits, tiny_folder, tmp_path):
     assert "val/accuracy" in run.callback_metrics
 
 
+def test_an_endless_text_is_cut_and_does_not_drown_the_table():
+    height = [
+        render_table([Row(Example("which? " * count, "two", "three", []), 1.0, 0.0)]).height
+        for count in (1000, 2000)
+    ]
+    assert height[0] == height[1] < 300
+
+
 def _colours(chosen, rejected):
     picture = render_table([Row(Example("which?", "two", "three", []), chosen, rejected)])
     return {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in picture.getcolors(1 << 20)}

@@ -40,6 +40,7 @@ def test_nothing_is_written_by_a_trial_run_or_when_it_is_switched_off(digits, ti
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_a_fit_without_a_datamodule_is_refused_before_it_starts(tiny_folder, tmp_path):
     module = RewardModule(partial(RewardModel, str(tiny_folder)), optimizer=partial(AdamW, lr=1e-3))
     module.setup = lambda stage: None

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,6 +22,7 @@ def commands(monkeypatch):
 
     def start(command, env, check):
         started.append((command, env))
+        time.sleep(0.2)  # long enough for others to find nothing there yet
         os.mkdir(command[-1])
         return subprocess.CompletedProcess(command, 0)
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import logsigmoid
 from torch.optim import AdamW
 
+from ixc_lightning.datamodules.shard_writer import Manifest
 from ixc_lightning.functional.masking import join
 from ixc_lightning.models import RewardModel
 from ixc_lightning.modules import RewardModule, WarmupCosineLR
@@ -44,12 +45,14 @@ def test_training_moves_language_model_and_head_and_leaves_the_frozen_parts_bit_
         assert torch.equal(parameter, before[name]) == (name in frozen), name
 
 
-def test_every_promised_name_is_logged(trained):
+def test_every_promised_name_is_logged(trained, digits):
     names = set(trained[2].logged_metrics)
     moments = {f"{side}_{moment}" for side in ("chosen", "rejected", "score") for moment in ("mean", "std")}
     expected = {"loss", "accuracy", "margin", "length_correlation", "longer_wins", *moments}
     expected |= {f"modality_accuracy/{name}" for name in MODALITIES}
-    expected |= {f"domain_accuracy/{name}" for name in ("reading", "arithmetic", "comparison")}
+    domains = Manifest.load(digits / "preference/heldout").domains
+    assert domains
+    expected |= {f"domain_accuracy/{name}" for name in domains}
     assert {f"val/{name}" for name in expected} <= names
     assert {
         "train/loss",
@@ -123,6 +126,20 @@ def test_the_schedule_is_stepped_with_the_optimiser(digits, tiny_folder, tmp_pat
     run = trainer(tmp_path, max_steps=2)
     run.fit(module, preference_data(digits, tiny_folder, val=None))
     assert run.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0]
+
+
+def test_training_statistics_cover_every_batch_that_a_step_accumulates(digits, tiny_folder, tmp_path):
+    module, counted = _module(tiny_folder), []
+    log = module._log_statistics
+
+    def count(phase):
+        counted.append(sum(map(len, module.statistics[phase].scores)))
+        return log(phase)
+
+    module._log_statistics = count
+    run = trainer(tmp_path, max_steps=2, accumulate_grad_batches=3)
+    run.fit(module, preference_data(digits, tiny_folder, val=None))
+    assert counted == [3 * 8, 3 * 8]
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(

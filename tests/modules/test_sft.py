@@ -55,7 +55,7 @@ def trained(digits, tiny_folder, tmp_path_factory):
 
 
 def _full_logits(module, batch):
-    """The logits of every place, by transformers' own head, and the labels with −100 outside the responses."""
+    """The logits of every place, by transformers' own head, and labels that are −100 outside responses."""
     sequences = join(batch.prompts, batch.responses)
     visuals = module.model.encode(batch.prompts.media)
     hidden = module.model(sequences.ids, sequences.mask, sequences.token_types, visuals)

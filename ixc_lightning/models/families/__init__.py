@@ -7,7 +7,7 @@ count real tokens.
 
 from __future__ import annotations
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from ixc_lightning.models.families.base import Family
 from ixc_lightning.models.families.llava_onevision import LlavaOnevision
@@ -16,7 +16,7 @@ from ixc_lightning.models.families.mrope import Mrope
 __all__ = ["Family", "family_of"]
 
 
-def family_of(base: nn.Module) -> Family:
+def family_of(base: PreTrainedModel) -> Family:
     """The family of a base model of transformers, told by what the model can do wherever possible."""
     if hasattr(base, "get_rope_index"):
         return Mrope()

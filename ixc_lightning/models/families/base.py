@@ -9,6 +9,7 @@ from inspect import signature
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ixc_lightning.types import InputError
@@ -37,15 +38,15 @@ class Family:
     position_media: tuple[str, ...] = ()
     """The media that ``positions`` needs, by processor name."""
 
-    def vision(self, base: nn.Module) -> list[nn.Module]:
+    def vision(self, base: PreTrainedModel) -> list[nn.Module]:
         """The vision towers; a projector inside a tower is part of both lists."""
         return [part for part in _attributes(base, self.vision_names) if isinstance(part, nn.Module)]
 
-    def projector(self, base: nn.Module) -> list[nn.Module | nn.Parameter]:
+    def projector(self, base: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
         """The modules, and bare parameters, that turn tower states into token embeddings."""
         return list(_attributes(base, self.projector_names))
 
-    def encode(self, base: nn.Module, media: Mapping[str, Tensor]) -> dict[str, ModelOutput]:
+    def encode(self, base: PreTrainedModel, media: Mapping[str, Tensor]) -> dict[str, ModelOutput]:
         """Encode the pictures and clips.
 
         Returns:
@@ -56,7 +57,7 @@ class Family:
         """
         return {kind: self.features(base, kind, media) for kind, pixels in PIXELS.items() if pixels in media}
 
-    def features(self, base: nn.Module, kind: str, media: Mapping[str, Tensor]) -> ModelOutput:
+    def features(self, base: PreTrainedModel, kind: str, media: Mapping[str, Tensor]) -> ModelOutput:
         """Encode one kind of picture with those of the media that the model's encoder knows."""
         encoder = getattr(base, f"get_{kind}_features", None)
         if encoder is None:
@@ -69,7 +70,7 @@ class Family:
 
     def positions(
         self,
-        base: nn.Module,
+        base: PreTrainedModel,
         ids: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"],
         token_types: Mapping[str, Int[Tensor, "B L"]],
@@ -78,14 +79,14 @@ class Family:
         """Position ids that count real tokens from 0, so that padding on either side leaves them alone."""
         return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
-    def logits(self, network: nn.Module, hidden: Float[Tensor, "*L D"]) -> Float[Tensor, "*L V"]:
+    def logits(self, network: PreTrainedModel, hidden: Float[Tensor, "*L D"]) -> Float[Tensor, "*L V"]:
         """Apply the language head, and the soft cap c·tanh(z / c) where the text config has one."""
         logits = network.get_output_embeddings()(hidden)
         cap = getattr(network.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _attributes(base: nn.Module, names: tuple[str, ...]) -> Iterator[nn.Module | nn.Parameter]:
+def _attributes(base: PreTrainedModel, names: tuple[str, ...]) -> Iterator[nn.Module | nn.Parameter]:
     for name in names:
         part: object = base
         for step in name.split("."):

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ixc_lightning.models.families.base import PIXELS, Family
@@ -20,7 +21,7 @@ from ixc_lightning.models.families.base import PIXELS, Family
 class LlavaOnevision(Family):
     """Clips are encoded one at a time, without the frames that only fill up."""
 
-    def features(self, base: nn.Module, kind: str, media: Mapping[str, Tensor]) -> ModelOutput:
+    def features(self, base: PreTrainedModel, kind: str, media: Mapping[str, Tensor]) -> ModelOutput:
         """Encode pictures as the model does, clips one by one."""
         if kind == "image":
             return super().features(base, kind, media)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from inspect import signature
 
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ixc_lightning.models.families.base import Family
 from ixc_lightning.types import InputError
@@ -26,7 +27,7 @@ class Mrope(Family):
 
     def positions(
         self,
-        base: nn.Module,
+        base: PreTrainedModel,
         ids: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"],
         token_types: Mapping[str, Int[Tensor, "B L"]],
