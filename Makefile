@@ -55,8 +55,7 @@ wheel-test: $(VENV)/.installed-dev
 	"$$python" -c 'import ixc_lightning, sys; assert ixc_lightning.__file__.startswith(sys.prefix), ixc_lightning.__file__'; \
 	"$$python" -m ixc_lightning --help; \
 	"$$python" -m ixc_lightning recipes; \
-	recipe="$$("$$python" -c 'from importlib.resources import files; print(files("ixc_lightning.recipes") / "reward.yaml")')"; \
-	"$$python" -m ixc_lightning fit --config "$$recipe" --print_config
+	"$$python" -m ixc_lightning fit --config recipes/reward.yaml --print_config
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

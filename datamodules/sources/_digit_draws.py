@@ -114,13 +114,18 @@ def same(random: Random) -> Draw:
 
 
 def spell(random: Random, longest: int = 4) -> Draw:
-    """Which digits are they, in order? The wrong row has a digit misread, now and then two swapped."""
+    """Which digits are they, in order? The wrong row has one or more digits misread.
+
+    Where a digit is taken for another one of the row, that one is taken for it too: the two are swapped, and
+    the wrong row has no digit twice either.
+    """
     digits = row(random, longest)
-    wrong, place = list(digits), random.randrange(len(digits))
-    wrong[place] = misread(digits[place], random)
-    if wrong[place] in digits or random.randrange(12) == 0:
-        other = random.choice([index for index in range(len(digits)) if index != place])
-        wrong[place], wrong[other] = digits[other], digits[place]
+    partner = {int(a): int(b) for pair in random.choice(MISREADINGS).split() for a, b in (pair, pair[::-1])}
+    places = {random.randrange(len(digits))} | {
+        place for place in range(len(digits)) if random.choice(TRUTHS)
+    }
+    misreadings = {digits[place] for place in places} | {partner[digits[place]] for place in places}
+    wrong = [partner[digit] if digit in misreadings else digit for digit in digits]
     return Draw(digits, " ".join(map(str, digits)), " ".join(map(str, wrong)))
 
 

@@ -83,7 +83,7 @@ COUNTS = ("{x}", "There are {x}.", "There are {x} digits.", "I think that there 
 
 # fmt: off
 TEXT = (
-    Skill(READING, 67, draws.spell, ROWS, (
+    Skill(READING, 85, draws.spell, ROWS, (
         "Read the digits {digits}.", "Which digits are these: {digits}?", "What digits are in {digits}?"
     )),
     Skill(READING, 13, draws.first, _naming("first digit"), (
@@ -114,7 +114,7 @@ TEXT = (
     )),
 )
 IMAGE = (
-    Skill(READING, 73, draws.read, _naming("digit"), (
+    Skill(READING, 85, draws.read, _naming("digit"), (
         "Which digit is this?", "What digit is shown?", "Read the digit in the picture.",
         "Which digit is in the picture?"
     )),
@@ -130,7 +130,7 @@ IMAGE = (
     )),
 )
 MULTI_IMAGE = (
-    Skill(READING, 69, partial(draws.spell, longest=MOST_IMAGES), ROWS, (
+    Skill(READING, 80, partial(draws.spell, longest=MOST_IMAGES), ROWS, (
         "Which digits are these?", "Read the digits in order.", "What digits are in the pictures?"
     )),
     Skill(READING, 11, partial(draws.first, longest=MOST_IMAGES), _naming("first digit"), (
@@ -150,7 +150,7 @@ MULTI_IMAGE = (
     )),
 )
 VIDEO = (
-    Skill(READING, 42, draws.spell, ROWS, (
+    Skill(READING, 60, draws.spell, ROWS, (
         "Which digits are shown in order?", "Read the digits in the video.",
         "What digits does the video show?"
     )),
