@@ -120,7 +120,7 @@ def spell(random: Random, longest: int = 4) -> Draw:
     the wrong row has no digit twice either.
     """
     digits = row(random, longest)
-    partner = {int(a): int(b) for pair in random.choice(MISREADINGS).split() for a, b in (pair, pair[::-1])}
+    partner = {int(pair[i]): int(pair[1 - i]) for pair in random.choice(MISREADINGS).split() for i in (0, 1)}
     places = {random.randrange(len(digits))} | {
         place for place in range(len(digits)) if random.choice(TRUTHS)
     }
