@@ -54,8 +54,8 @@ Picture = UInt8[np.ndarray, "32 32"]
 def convert(
     out: str,
     *,
-    pairs: int = 15600,
-    instructions: int = 20000,
+    pairs: int = 17600,
+    instructions: int = 20800,
     prompts: int = 4000,
     heldout_pairs: int = 2000,
     seed: int = 0,
