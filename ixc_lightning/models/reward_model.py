@@ -162,11 +162,6 @@ class RewardModel(nn.Module):
         return token_pool(hidden, sequences.mask, sequences.ids, token_id=self.reward_token_id)
 
 
-def is_reward_model(source: str | Path) -> bool:
-    """Whether a hub id or folder holds a reward model that ``save_pretrained`` wrote."""
-    return bool(_saved_settings(str(source)))
-
-
 def _saved_settings(source: str) -> dict[str, Any]:
     path = _find(source, SETTINGS_FILE)
     return json.loads(Path(path).read_text()) if path else {}
