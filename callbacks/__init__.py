@@ -3,4 +3,5 @@
 
 from ixc_lightning.callbacks.examples import PreferenceExamples as PreferenceExamples
 from ixc_lightning.callbacks.export import HuggingFaceExport as HuggingFaceExport
+from ixc_lightning.callbacks.rollouts import RolloutExamples as RolloutExamples
 from ixc_lightning.callbacks.throughput import Throughput as Throughput

@@ -30,10 +30,11 @@ class PreferenceExamples(Callback):
     def __init__(self, count: int = 8) -> None:
         self.count = count
         self.scores: list[torch.Tensor] = []
+        self.keys: list[str] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the scores of a validation that did not end."""
-        self.scores = []
+        self.scores, self.keys = [], []
 
     def on_validation_batch_end(
         self,
@@ -44,10 +45,10 @@ class PreferenceExamples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the batch's scores."""
-        self.scores.append(
-            torch.stack([outputs["chosen"], outputs["rejected"]], dim=1).detach().float().cpu()
-        )
+        """Keep the scores of the batch's real pairs, and the names of their records."""
+        scores = torch.stack([outputs["chosen"], outputs["rejected"]], dim=1)[batch.real]
+        self.scores.append(scores.detach().float().cpu())
+        self.keys += [key for key, real in zip(batch.keys, batch.real.tolist(), strict=True) if real]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the table and the histograms of the first rank."""
@@ -62,13 +63,16 @@ class PreferenceExamples(Callback):
         board.add_histogram("val/score_differences", chosen - rejected, step)
         board.add_image(
             "val/examples",
-            self._table(trainer.datamodule, scores, trainer.world_size),
+            self._table(trainer.datamodule, scores),
             step,
             dataformats="HWC",
         )
 
-    def _table(self, datamodule: Any, scores: torch.Tensor, stride: int) -> np.ndarray:
-        """The table's pixels. The ranks take turns: the first rank's row i is record i · stride."""
-        places = np.unique(np.linspace(0, len(scores) - 1, min(self.count, len(scores))).round().astype(int))
-        rows = [Row(datamodule.example("val", int(i) * stride), *scores[i].tolist()) for i in places]
-        return np.asarray(render_table(rows))
+    def _table(self, datamodule: Any, scores: torch.Tensor) -> np.ndarray:
+        """The table's pixels."""
+        rows = np.unique(np.linspace(0, len(scores) - 1, min(self.count, len(scores))).round().astype(int))
+        return np.asarray(
+            render_table(
+                [Row(datamodule.example("val", self.keys[row]), *scores[row].tolist()) for row in rows]
+            )
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of preference pairs drawn as a picture, since TensorBoard's text pages take no pictures."""
+"""Tables with pictures drawn as one picture, since TensorBoard's text pages take none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ixc_lightning.types import Example
 PICTURE = 72  # pixels of a thumbnail's longer side
 COLUMNS = 4  # thumbnails per line
 TEXT_WIDTH = 72  # letters per line
-MAX_LINES = 8  # of the question, and of each response; the rest is left out
+MAX_LINES = 8  # of each paragraph; the rest is left out
 LINE = 18  # pixels per line of text
 MARGIN = 10
 RIGHT, WRONG, INK, RULE = "#1a7f37", "#cf222e", "#1f2328", "#d0d7de"
@@ -28,12 +28,24 @@ class Row(NamedTuple):
     rejected_score: float
 
 
+class Panel(NamedTuple):
+    """One row of a table: pictures on the left, and beside them paragraphs, each with its colour."""
+
+    pictures: list[Image.Image]
+    paragraphs: list[tuple[str, str]]
+
+
 def render_table(rows: Sequence[Row]) -> Image.Image:
     """One row for each pair: its pictures, its question, and both responses with their scores.
 
     A pair that the model gets right has its scores in green, any other in red.
     """
-    drawn = [_render_row(row) for row in rows]
+    return render_panels([Panel(row.example.pictures, _paragraphs(row)) for row in rows])
+
+
+def render_panels(panels: Sequence[Panel]) -> Image.Image:
+    """The panels one below the other."""
+    drawn = [_render_panel(panel) for panel in panels]
     table = Image.new("RGB", (drawn[0].width, sum(row.height for row in drawn)), "white")
     top = 0
     for row in drawn:
@@ -42,9 +54,9 @@ def render_table(rows: Sequence[Row]) -> Image.Image:
     return table
 
 
-def _render_row(row: Row) -> Image.Image:
-    lines = _lines(row)
-    pictures = [_thumbnail(picture) for picture in row.example.pictures]
+def _render_panel(panel: Panel) -> Image.Image:
+    lines = [(line, colour) for text, colour in panel.paragraphs for line in _wrap(text)]
+    pictures = [_thumbnail(picture) for picture in panel.pictures]
     picture_lines = -(-len(pictures) // COLUMNS)
     height = max(len(lines) * LINE + MARGIN, picture_lines * (PICTURE + MARGIN)) + MARGIN
     left = COLUMNS * (PICTURE + MARGIN) + 2 * MARGIN
@@ -60,14 +72,13 @@ def _render_row(row: Row) -> Image.Image:
     return canvas
 
 
-def _lines(row: Row) -> list[tuple[str, str]]:
+def _paragraphs(row: Row) -> list[tuple[str, str]]:
     colour = RIGHT if row.chosen_score > row.rejected_score else WRONG
-    said = [
+    return [
         (row.example.prompt, INK),
         (f"chosen {row.chosen_score:+.2f}: {row.example.chosen}", colour),
         (f"rejected {row.rejected_score:+.2f}: {row.example.rejected}", colour),
     ]
-    return [(line, ink) for text, ink in said for line in _wrap(text)]
 
 
 def _wrap(text: str) -> list[str]:

@@ -43,7 +43,7 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch, and log with the logger, once every ``log_every_n_steps`` optimiser steps."""
-        self.samples += len(batch.keys)
+        self.samples += int(batch.real.sum())
         self.tokens += count_tokens(batch)
         step = trainer.global_step
         if step % trainer.log_every_n_steps == 0 and step != self.logged_step:

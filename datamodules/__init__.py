@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ixc_lightning.datamodules.instruction import InstructionDataModule as InstructionDataModule
     from ixc_lightning.datamodules.preference import PreferenceDataModule as PreferenceDataModule
+    from ixc_lightning.datamodules.prompts import PromptDataModule as PromptDataModule
 else:
 
     def __getattr__(name: str) -> type:
@@ -16,9 +17,10 @@ else:
         return getattr(import_module(_MODULES[name]), name)
 
 
-__all__ = ["InstructionDataModule", "PreferenceDataModule"]
+__all__ = ["InstructionDataModule", "PreferenceDataModule", "PromptDataModule"]
 
 _MODULES = {
     "InstructionDataModule": "ixc_lightning.datamodules.instruction",
     "PreferenceDataModule": "ixc_lightning.datamodules.preference",
+    "PromptDataModule": "ixc_lightning.datamodules.prompts",
 }

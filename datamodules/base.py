@@ -1,37 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the datamodules share: shards in, collated batches out, in an order that a seed fixes."""
+"""What the datamodules share: shards in, batches out, in an order that a seed fixes and a run goes on in."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import lightning as L
+import numpy as np
+import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Subset
-from torch.utils.data.distributed import DistributedSampler
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from ixc_lightning.datamodules.batches import BatchDataset, Collator, ResumingLoader, StepSampler
 from ixc_lightning.datamodules.filters import Filter
+from ixc_lightning.datamodules.order import Order, Part, SequentialOrder, TrainingOrder
+from ixc_lightning.datamodules.patterns import expand_shards
 from ixc_lightning.datamodules.processing import ChatEncoder, text_of
+from ixc_lightning.datamodules.quarantine import BadSample, Quarantine
 from ixc_lightning.datamodules.records import Kind
-from ixc_lightning.datamodules.shards import ShardDataset
-from ixc_lightning.types import Example, InputError, Record
+from ixc_lightning.datamodules.resume import TrainingPosition
+from ixc_lightning.datamodules.shards import Selection, ShardDataset
+from ixc_lightning.types import Example, InputError
 
-Records: TypeAlias = ShardDataset | Subset[Record]
+Records: TypeAlias = ShardDataset | Selection
+BAD_SAMPLES = "bad_samples"
+
+
+@dataclass
+class Source:
+    """Shards in a mixture.
+
+    Args:
+        shards: a folder, a tar, a pattern such as ``data/shard-{000000..000009}.tar``, or a list of them.
+        weight: passes over them in one epoch; with 0.5, each epoch takes half and the next one the rest.
+    """
+
+    shards: str | list[str]
+    weight: float = 1.0
 
 
 class ShardDataModule(L.LightningDataModule, ABC):
     """WebDataset shards in, collated batches out; text, images and videos may mix in one batch.
 
-    The order of training is a function of ``seed`` and the epoch alone; ranks take turns in it.
+    The order of training follows from ``seed``, epoch and mixture alone; the ranks share each step of it out.
+    The state of this datamodule is the number of samples that were trained on, so a run goes on exactly where
+    it stopped, on any number of ranks and workers, as long as data, seed and ``unit`` are the same. A rank
+    for which the last step of an epoch has nothing left gets a row that is marked as not real.
 
     Args:
         processor: hub id or folder of the model's processor. The command line takes it from the model's
             ``source``.
-        train: shards to train on: a folder, a tar, a pattern such as ``data/shard-{000000..000009}.tar``, or
-            a list of them.
+        train: shards to train on: a folder, a tar, a pattern such as ``data/shard-{000000..000009}.tar``, a
+            list of them, or a list of ``Source`` (``shards`` and ``weight``).
         val: shards to validate on.
         test: shards to test on.
         predict: shards to score.
@@ -43,10 +66,19 @@ class ShardDataModule(L.LightningDataModule, ABC):
         video_frames: frames taken from each video.
         response_suffix: text put after every response, such as a reward token.
         seed: fixes the order of training.
+        shuffle_shards: shards of a source whose samples are mixed at a time; what is read lies in these.
+        mix: what sources take turns with: ``samples``, or ``units`` that come from one source each.
+        unit: samples of a unit; ``batch_size`` if null.
+        group_by_length: units that are sorted by length together, so that a batch holds samples of like
+            length and little padding; 0 leaves the order as it is.
+        on_bad_sample: ``raise`` ends the run at a sample that cannot be used; ``quarantine`` leaves it out,
+            lists it in ``bad_samples`` below the log folder, and counts it.
+        max_bad_fraction: the run ends once more than this share of the samples was bad.
 
     Attributes:
         dropped: number of training records that each filter left out, by the name of its class.
         domains: names of the domains of all splits, by id; known after ``setup``.
+        order: the order of the training records; known after ``setup`` to fit.
     """
 
     kind: ClassVar[Kind]
@@ -56,7 +88,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
         self,
         processor: str,
         *,
-        train: str | list[str] | None = None,
+        train: str | list[str] | list[Source] | None = None,
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
@@ -68,10 +100,17 @@ class ShardDataModule(L.LightningDataModule, ABC):
         video_frames: int = 8,
         response_suffix: str = "",
         seed: int = 0,
+        shuffle_shards: int = 32,
+        mix: Literal["samples", "units"] = "samples",
+        unit: int | None = None,
+        group_by_length: int = 0,
+        on_bad_sample: Literal["raise", "quarantine"] = "raise",
+        max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__()
         self.processor = processor
-        self.shards = {"train": train, "val": val, "test": test, "predict": predict}
+        self.sources = _sources(train)
+        self.shards = {"val": val, "test": test, "predict": predict}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -80,11 +119,18 @@ class ShardDataModule(L.LightningDataModule, ABC):
         self.video_frames = video_frames
         self.response_suffix = response_suffix
         self.seed = seed
+        self.shuffle_shards = shuffle_shards
+        self.mix = mix
+        self.unit = unit or batch_size
+        self.group_by_length = group_by_length
+        self.on_bad_sample = on_bad_sample
+        self.max_bad_fraction = max_bad_fraction
         self.dropped: dict[str, int] = {}
         self._datasets: dict[str, Records] = {}
+        self._damage: list[BadSample] = []
 
     @abstractmethod
-    def collator(self) -> Callable[[Sequence[Record]], Any]:
+    def collator(self) -> Collator[Any]:
         """What turns records into this datamodule's batch."""
 
     def setup(self, stage: str) -> None:
@@ -98,32 +144,78 @@ class ShardDataModule(L.LightningDataModule, ABC):
         if not self._datasets:
             self._open()
         if stage == "fit":
-            train = self.dataset("train")
-            if self.filters and isinstance(train, ShardDataset):
-                self._datasets["train"] = self._filtered(train)
+            self._begin_fit()
             if self.shards["val"] is None and self.trainer is not None:
                 # Lightning asks for a loader unless the limit is 0; an empty one would make it warn.
                 self.trainer.limit_val_batches = 0
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches for training; a last batch that is not full is left to the next epoch's shuffle."""
-        return self._loader("train", shuffle=True, batch_size=self.batch_size)
+    def train_dataloader(self) -> ResumingLoader:
+        """Batches for training, from where training stands."""
+        self.dataset("train")
+        return self._loader("train", self.order, self.batch_size)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Batches for validation, in the order of the shards.
+    def val_dataloader(self) -> ResumingLoader:
+        """Batches for validation, every record once, in the order of the shards."""
+        return self._loader("val", SequentialOrder(len(self.dataset("val"))), self.eval_batch_size)
 
-        Ranks need equally many batches, so where the records do not divide among them the first ones come
-        twice.
+    def test_dataloader(self) -> ResumingLoader:
+        """Batches for testing, every record once, in the order of the shards."""
+        return self._loader("test", SequentialOrder(len(self.dataset("test"))), self.eval_batch_size)
+
+    def predict_dataloader(self) -> ResumingLoader:
+        """Batches for scoring, every record once, in the order of the shards."""
+        return self._loader("predict", SequentialOrder(len(self.dataset("predict"))), self.eval_batch_size)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Note how far the order has come, and what of it was bad; raises if that is too much."""
+        if self.trainer is not None and self.trainer.training:
+            self.progress.arrive(batch.position, self.trainer)
+            self._count_bad([BadSample(*bad) for bad in batch.bad], batch.position, len(batch.keys))
+        elif batch.bad:
+            for bad in batch.bad:
+                rank_zero_warn(f"a sample is left out of the evaluation: {BadSample(*bad).reason}")
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in the order of the samples, and in which order."""
+        assert self.trainer is not None
+        position = self.progress.trained(self.trainer)
+        return {
+            "position": position,
+            "step": self._step,
+            "order": self.order.fingerprint,
+            "quarantine": self.quarantine.state_dict() | {"position": position},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the run that wrote ``state`` stood.
+
+        Raises:
+            InputError: its order was another one, because data, seed, mixture or units were.
         """
-        return self._loader("val", shuffle=False, batch_size=self.eval_batch_size)
+        if "order" not in self.__dict__:
+            return  # a checkpoint is loaded to evaluate
+        if state["order"] != self.order.fingerprint:
+            raise InputError(
+                "the checkpoint comes from a run with other training data, or another seed, mixture, filter "
+                "or unit, so its place in them means nothing here: give the same data settings, or start a "
+                "new run from an exported model"
+            )
+        self.progress.restart(state["position"])
+        self.quarantine.load_state_dict(state["quarantine"])
+        if self.trainer is not None and state["step"] != self._step:
+            # Lightning counts the steps of an epoch once; with other steps, epochs differ in their number.
+            self.trainer.reload_dataloaders_every_n_epochs = 1
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Batches for testing, in the order of the shards."""
-        return self._loader("test", shuffle=False, batch_size=self.eval_batch_size)
+    def teardown(self, stage: str) -> None:
+        """Say how many bad samples there were."""
+        if stage == "fit" and self.on_bad_sample == "quarantine":
+            rank_zero_info(self.quarantine.summary())
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches for scoring, in the order of the shards."""
-        return self._loader("predict", shuffle=False, batch_size=self.eval_batch_size)
+    @property
+    def position(self) -> int:
+        """Samples of the order, over all ranks and epochs, that have arrived for training."""
+        return self.progress.arrived
 
     def dataset(self, split: str) -> Records:
         """The records of a split; to fit, the training ones that the filters kept.
@@ -137,15 +229,25 @@ class ShardDataModule(L.LightningDataModule, ABC):
             )
         return self._datasets[split]
 
-    def example(self, split: str, index: int) -> Example:
-        """The pair at a place of a split with its pictures decoded, for tables that people look at."""
-        record = self.dataset(split)[index]
+    def example(self, split: str, key: str) -> Example:
+        """The pair that a batch's ``keys`` name so, with its pictures decoded, for people to look at."""
+        record = self.dataset(split).named(key)
         return Example(
             prompt=text_of(record.messages),
             chosen=text_of(record.chosen or ()),
             rejected=text_of(record.rejected or ()),
             pictures=self.encoder.pictures(record),
         )
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """This process, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    @property
+    def _step(self) -> int:
+        """Samples of a training step, over all ranks."""
+        return self.batch_size * self._ranks[1]
 
     def _open(self) -> None:
         self.encoder = ChatEncoder(
@@ -154,46 +256,123 @@ class ShardDataModule(L.LightningDataModule, ABC):
             video_frames=self.video_frames,
             response_suffix=self.response_suffix,
         )
+        on_damage = self._damage.append if self.on_bad_sample == "quarantine" else None
+        paths = [expand_shards(source.shards, kind=self.kind) for source in self.sources]
+        self._shards_of_sources = [len(source) for source in paths]
+        named = {"train": [path for source in paths for path in source], **self.shards}
         opened = {
-            split: ShardDataset(shards, kind=self.kind)
-            for split, shards in self.shards.items()
-            if shards is not None
+            split: ShardDataset(shards, kind=self.kind, on_damage=on_damage)
+            for split, shards in named.items()
+            if shards
         }
         self.domains = sorted({domain for dataset in opened.values() for domain in dataset.domains})
         self._datasets = dict(opened)
 
-    def _loader(self, split: str, *, shuffle: bool, batch_size: int) -> DataLoader[Any]:
-        dataset = self.dataset(split)
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        if shuffle and len(dataset) < batch_size * world:
-            raise InputError(
-                f"data.train holds {len(dataset)} records, fewer than one batch of {batch_size} on each of "
-                f"{world} ranks: lower data.batch_size or name more shards"
-            )
-        return DataLoader(
-            dataset,
+    def _begin_fit(self) -> None:
+        """Filter the training records, fix their order, and stand at its beginning."""
+        train = self.dataset("train")
+        if self.filters and isinstance(train, ShardDataset):
+            train = self._datasets["train"] = self._filtered(train)
+        ends = np.cumsum(self._shards_of_sources)
+        counts = np.split(train.counts, ends[:-1])
+        for source, part in zip(self.sources, counts, strict=True):
+            if not part.sum():
+                raise InputError(
+                    f"data.train: nothing is left of {source.shards}: loosen data.filters, or leave it out"
+                )
+        self.order = TrainingOrder(
+            [Part(part, source.weight) for part, source in zip(counts, self.sources, strict=True)],
+            seed=self.seed,
+            window=self.shuffle_shards,
+            mix=self.mix,
+            unit=self.unit,
+            pool=self.group_by_length,
+            costs=train.costs,
+        )
+        self.progress = TrainingPosition()
+        rank, world_size = self._ranks
+        self.quarantine = Quarantine(
+            self.on_bad_sample,
+            Path((self.trainer and self.trainer.log_dir) or ".") / BAD_SAMPLES,
+            max_fraction=self.max_bad_fraction,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _loader(self, split: str, order: Order, batch_size: int) -> ResumingLoader:
+        rank, world_size = self._ranks
+        batches = BatchDataset(
+            self.dataset(split),
+            order,
+            self.collator(),
             batch_size=batch_size,
-            # A distributed sampler also on one rank: Lightning leaves it alone and tells it the epoch.
-            sampler=DistributedSampler(
-                dataset, world, rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle
-            ),
-            drop_last=shuffle,
+            rank=rank,
+            world_size=world_size,
+            keeps_going=self.on_bad_sample == "quarantine",
+        )
+
+        def begin() -> tuple[int, int]:
+            if split != "train":
+                return 0, 0
+            return self.progress.begin(self.trainer, size=len(order), step=batches.step)
+
+        return ResumingLoader(
+            batches,
+            batch_size=None,
+            sampler=StepSampler(batches, begin),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=self.collator(),
+            # Else every new iterator draws from the global generator, and a resumed run from another place.
+            generator=torch.Generator().manual_seed(self.seed),
             pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
         )
 
-    def _filtered(self, dataset: ShardDataset) -> Subset[Record]:
-        kept: Sequence[int] = range(len(dataset))
+    def _count_bad(self, bad: list[BadSample], position: int, rows: int) -> None:
+        assert self.trainer is not None
+        if self.trainer.is_global_zero:
+            bad, self._damage = self._damage + bad, []
+        for sample in bad:
+            self.quarantine.add(sample, position - 1)
+        self.quarantine.seen(rows, position=position)
+        if bad and self.trainer.logger is not None:
+            self.trainer.logger.log_metrics(
+                {"data/bad_samples": self.quarantine.num_bad}, self.trainer.global_step
+            )
+
+    def _filtered(self, dataset: ShardDataset) -> Selection:
+        kept = np.arange(len(dataset))
         dropped: dict[str, int] = {}
         for rule in self.filters:
             before = len(kept)
-            kept = [index for index in kept if rule.keep(dataset.record(index, media=False), self.encoder)]
+            rule.prepare(self.encoder)
+            kept = np.array(
+                [index for index in kept if self._keeps(rule, dataset, int(index))], dtype=np.int64
+            )
             name = type(rule).__name__
             dropped[name] = dropped.get(name, 0) + before - len(kept)
-            rank_zero_info(f"{name} dropped {before - len(kept):,} of {before:,} training records")
-        if not kept:
+            details = f" ({rule.details})" if rule.details else ""
+            rank_zero_info(f"{name} dropped {before - len(kept):,} of {before:,} training records{details}")
+        if not len(kept):
             raise InputError(f"{', '.join(dropped)} dropped every training record: loosen data.filters")
         self.dropped = dropped
-        return Subset(dataset, kept)
+        return Selection(dataset, kept)
+
+    def _keeps(self, rule: Filter, dataset: ShardDataset, index: int) -> bool:
+        """Whether a filter keeps a record; one that cannot be read stays, and is bad when its turn comes."""
+        try:
+            return rule.keep(dataset.record(index, media=rule.needs_media), self.encoder)
+        except InputError:
+            if self.on_bad_sample == "raise":
+                raise
+            return True
+
+
+def _sources(train: str | list[str] | list[Source] | None) -> list[Source]:
+    """What was given for training, as sources; plain paths are one source together."""
+    if train is None:
+        return []
+    given = [train] if isinstance(train, str) else train
+    paths = [one for one in given if isinstance(one, str)]
+    if paths and len(paths) < len(given):
+        raise InputError("data.train mixes paths with sources: give every one of them as shards and weight")
+    return [Source(paths)] if paths else [one for one in given if isinstance(one, Source)]

@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ixc_lightning.datamodules.processing import ChatEncoder, Encoded
+from ixc_lightning.datamodules.quarantine import BadSample
 from ixc_lightning.functional.media import merge_media
 from ixc_lightning.types import MODALITIES, InstructionBatch, PreferenceBatch, Prompts, Record, Responses
 
+Batch = TypeVar("Batch")
+Sample: TypeAlias = tuple[Record, Encoded]
+"""A record, and what it is encoded to."""
 
-class PreferenceCollator:
-    """Preference records to a ``PreferenceBatch``: each prompt and its pixels once, both responses after it.
+
+class Collator(ABC, Generic[Batch]):
+    """Turns records into one kind of batch.
 
     Args:
         encoder: encodes prompts and responses.
@@ -26,56 +33,85 @@ class PreferenceCollator:
         self.encoder = encoder
         self.domains = {name: index for index, name in enumerate(domains)}
 
-    def __call__(self, records: Sequence[Record]) -> PreferenceBatch:
-        """The batch of the records, one row each, in their order.
+    def __call__(self, records: Sequence[Record]) -> Batch:
+        """The batch of records that stand in no order, encoded first; raises as ``encode``."""
+        samples = [(record, self.encode(record)) for record in records]
+        return self.collate(samples, real=[True] * len(samples), position=0, bad=[])
+
+    @abstractmethod
+    def encode(self, record: Record) -> Encoded:
+        """Encode one record.
 
         Raises:
             InputError: naming the record, if it cannot be encoded.
         """
-        encoded = [
-            self.encoder(record, record.messages, [record.chosen or (), record.rejected or ()])
-            for record in records
-        ]
+
+    @abstractmethod
+    def collate(
+        self, samples: Sequence[Sample], *, real: Sequence[bool], position: int, bad: Sequence[BadSample]
+    ) -> Batch:
+        """The batch of the samples, one row each, in their order.
+
+        Args:
+            samples: the rows.
+            real: False for rows that only fill the batch up.
+            position: place in the global order behind the batch's step.
+            bad: samples that were to be here and cannot be used.
+        """
+
+
+class PreferenceCollator(Collator[PreferenceBatch]):
+    """Preference records to a ``PreferenceBatch``: prompt and pixels once, both responses after them."""
+
+    def encode(self, record: Record) -> Encoded:
+        """Encode the prompt and both responses."""
+        return self.encoder(record, record.messages, [record.chosen or (), record.rejected or ()])
+
+    def collate(
+        self, samples: Sequence[Sample], *, real: Sequence[bool], position: int, bad: Sequence[BadSample]
+    ) -> PreferenceBatch:
+        """The batch of the samples, one row each, in their order."""
+        records, encoded = zip(*samples, strict=True)
         return PreferenceBatch(
-            prompts=_prompts(encoded),
-            chosen=_responses([sample.responses[0] for sample in encoded]),
-            rejected=_responses([sample.responses[1] for sample in encoded]),
+            prompts=prompts(encoded),
+            chosen=responses([sample.responses[0] for sample in encoded]),
+            rejected=responses([sample.responses[1] for sample in encoded]),
             margin=torch.tensor([record.margin for record in records]),
             domain=torch.tensor([self.domains[record.domain] for record in records]),
-            modality=_modality(records),
-            keys=_keys(records),
+            modality=modalities(records),
+            keys=keys(records),
+            real=torch.tensor(real),
+            position=position,
+            bad=list(bad),
         )
 
 
-class InstructionCollator:
-    """Instruction records to an ``InstructionBatch``: the last turn is the response, the rest the prompt.
+class InstructionCollator(Collator[InstructionBatch]):
+    """Instruction records to an ``InstructionBatch``: the last turn is the response, the rest the prompt."""
 
-    Args:
-        encoder: encodes prompts and responses.
-        domains: names of the domains, in the order of their ids.
-    """
+    def encode(self, record: Record) -> Encoded:
+        """Encode the prompt and its response."""
+        return self.encoder(record, record.messages[:-1], [record.messages[-1:]])
 
-    def __init__(self, encoder: ChatEncoder, domains: Sequence[str]) -> None:
-        self.encoder = encoder
-        self.domains = {name: index for index, name in enumerate(domains)}
-
-    def __call__(self, records: Sequence[Record]) -> InstructionBatch:
-        """The batch of the records, one row each, in their order.
-
-        Raises:
-            InputError: naming the record, if it cannot be encoded.
-        """
-        encoded = [self.encoder(record, record.messages[:-1], [record.messages[-1:]]) for record in records]
+    def collate(
+        self, samples: Sequence[Sample], *, real: Sequence[bool], position: int, bad: Sequence[BadSample]
+    ) -> InstructionBatch:
+        """The batch of the samples, one row each, in their order."""
+        records, encoded = zip(*samples, strict=True)
         return InstructionBatch(
-            prompts=_prompts(encoded),
-            responses=_responses([sample.responses[0] for sample in encoded]),
+            prompts=prompts(encoded),
+            responses=responses([sample.responses[0] for sample in encoded]),
             domain=torch.tensor([self.domains[record.domain] for record in records]),
-            modality=_modality(records),
-            keys=_keys(records),
+            modality=modalities(records),
+            keys=keys(records),
+            real=torch.tensor(real),
+            position=position,
+            bad=list(bad),
         )
 
 
-def _prompts(encoded: Sequence[Encoded]) -> Prompts:
+def prompts(encoded: Sequence[Encoded]) -> Prompts:
+    """The prompts, padded on the right, and all their pictures in row order."""
     ids, mask = _pad([sample.ids for sample in encoded])
     names = {name for sample in encoded for name in sample.token_types}
     types = {
@@ -85,7 +121,8 @@ def _prompts(encoded: Sequence[Encoded]) -> Prompts:
     return Prompts(ids, mask, types, merge_media([sample.media for sample in encoded]))
 
 
-def _responses(ids: Sequence[Tensor]) -> Responses:
+def responses(ids: Sequence[Tensor]) -> Responses:
+    """The responses, padded on the right."""
     return Responses(*_pad(ids))
 
 
@@ -95,9 +132,11 @@ def _pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return pad_sequence(list(rows), batch_first=True), mask
 
 
-def _modality(records: Sequence[Record]) -> Tensor:
+def modalities(records: Sequence[Record]) -> Tensor:
+    """Index into ``MODALITIES`` of each record."""
     return torch.tensor([MODALITIES.index(record.modality) for record in records])
 
 
-def _keys(records: Sequence[Record]) -> list[str]:
+def keys(records: Sequence[Record]) -> list[str]:
+    """``shard:key`` of each record."""
     return [f"{record.shard}:{record.key}" for record in records]

@@ -13,19 +13,39 @@ meets one form only.
 
 from __future__ import annotations
 
-import difflib
-import json
+import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
-from ixc_lightning.types import InputError, Record
+from ixc_lightning.datamodules.record_checks import (
+    Place,
+    check_names,
+    check_text,
+    json_type,
+    load_json,
+    require,
+    require_text,
+    shortened,
+    suggest,
+)
+from ixc_lightning.types import Record
 
 FIELDS = ("id", "source", "domain", "messages", "chosen", "rejected", "margin", "answer")
 """Every field that the JSON of a record may have."""
 PART_FIELDS = {"text": "text", "image": "file", "video": "file"}
 """The content types, and the field that each has beside ``type``."""
+MAX_DEPTH = 32
+"""Levels of lists and objects within ``answer``."""
+PLACEHOLDER = re.compile(
+    r"<ImageHere>|<IMG_CONTEXT>|<image-placeholder>|<(?:image|video)_soft_token>"
+    r"|<\|(?:image|video|image_pad|video_pad|vision_start|vision_end)\|>"
+)
+"""What model families and data sets write in the place of a picture."""
+LONE_TAG = re.compile(r"^[ \t]*<(image|video)>[ \t]*$", re.MULTILINE)
+"""The same, where it is no markup: the tag stands alone, and nothing closes it."""
 ROLES = ("system", "user", "assistant")
 Messages = tuple[dict[str, Any], ...]
 
@@ -36,22 +56,6 @@ class Kind(StrEnum):
     PREFERENCE = "preference"
     INSTRUCTION = "instruction"
     PROMPT = "prompt"
-
-
-class Place(NamedTuple):
-    """Where a record lies, for messages.
-
-    Attributes:
-        shard: path of the tar.
-        key: WebDataset key of the sample.
-    """
-
-    shard: str
-    key: str
-
-    def error(self, field: str, problem: str) -> InputError:
-        """Return the error that names this place, the field, and what to do."""
-        return InputError(f"{self.shard}, sample {self.key!r}, {field}: {problem}")
 
 
 def parse_record(data: bytes, media: Mapping[str, bytes], *, kind: Kind, shard: str, key: str) -> Record:
@@ -68,10 +72,9 @@ def parse_record(data: bytes, media: Mapping[str, bytes], *, kind: Kind, shard: 
         InputError: naming shard, key and field, if anything about the sample is not as the contract says.
     """
     place = Place(shard, key)
-    raw = _load_json(data, place)
-    _check_names(raw, FIELDS, "", place)
+    raw = load_json(data, place, FIELDS)
     for name in ("id", "source", "domain"):
-        _require_text(raw, name, name, place)
+        require_text(raw, name, name, place)
     messages = _conversation(raw, kind, place)
     _check_media(messages, media, place)
     chosen, rejected = _pair(raw, kind, place)
@@ -84,27 +87,13 @@ def parse_record(data: bytes, media: Mapping[str, bytes], *, kind: Kind, shard: 
         chosen=chosen,
         rejected=rejected,
         margin=_margin(raw, kind, place),
-        answer=raw.get("answer"),
+        answer=_answer(raw, place),
         media=dict(media),
     )
 
 
-def _load_json(data: bytes, place: Place) -> dict[str, Any]:
-    try:
-        raw = json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise place.error(
-            "json", f"not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise place.error("json", f"not valid JSON ({error}); write it with json.dumps") from None
-    if not isinstance(raw, dict):
-        raise place.error("json", f"must be an object with the fields {', '.join(FIELDS)}, not {_name(raw)}")
-    return raw
-
-
 def _conversation(raw: dict[str, Any], kind: Kind, place: Place) -> Messages:
-    messages = _messages(_require(raw, "messages", "messages", place), "messages", place)
+    messages = _messages(require(raw, "messages", "messages", place), "messages", place)
     start = 1 if messages[0]["role"] == "system" else 0
     _check_turns(messages[start:], "user", "messages", place, offset=start)
     last, role = messages[-1]["role"], "assistant" if kind is Kind.INSTRUCTION else "user"
@@ -123,7 +112,7 @@ def _pair(raw: dict[str, Any], kind: Kind, place: Place) -> tuple[Messages | Non
                 )
         return None, None
     chosen, rejected = (
-        _response(_require(raw, name, name, place), name, place) for name in ("chosen", "rejected")
+        _response(require(raw, name, name, place), name, place) for name in ("chosen", "rejected")
     )
     if chosen == rejected:
         raise place.error("rejected", "is equal to chosen, so the pair says nothing; drop the record")
@@ -143,7 +132,7 @@ def _response(value: Any, field: str, place: Place) -> Messages:
 
 def _messages(value: Any, field: str, place: Place, expected: str = "a list of messages") -> Messages:
     if not isinstance(value, list):
-        raise place.error(field, f"must be {expected}, not {_name(value)}")
+        raise place.error(field, f"must be {expected}, not {json_type(value)}")
     if not value:
         raise place.error(field, "is empty; a record has at least one message")
     return tuple(_message(item, f"{field}[{index}]", place) for index, item in enumerate(value))
@@ -151,19 +140,26 @@ def _messages(value: Any, field: str, place: Place, expected: str = "a list of m
 
 def _message(value: Any, field: str, place: Place) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise place.error(field, f"must be an object with role and content, not {_name(value)}")
-    _check_names(value, ("role", "content"), field, place)
-    role = _require_text(value, "role", f"{field}.role", place)
+        raise place.error(field, f"must be an object with role and content, not {json_type(value)}")
+    check_names(value, ("role", "content"), field, place)
+    role = require_text(value, "role", f"{field}.role", place)
     if role not in ROLES:
         raise place.error(
-            f"{field}.role", f"unknown role {role!r}{_close(role, ROLES)}; use one of {', '.join(ROLES)}"
+            f"{field}.role",
+            f"unknown role {shortened(role)!r}{suggest(role, ROLES)}; use one of {', '.join(ROLES)}",
         )
-    content = _require(value, "content", f"{field}.content", place)
+    content = require(value, "content", f"{field}.content", place)
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
-        raise place.error(f"{field}.content", f"must be a string or a list of parts, not {_name(content)}")
+        raise place.error(
+            f"{field}.content", f"must be a string or a list of parts, not {json_type(content)}"
+        )
     parts = [_part(part, f"{field}.content[{index}]", place) for index, part in enumerate(content)]
+    for part in parts if role != "user" else ():
+        if part["type"] == "text" and (found := _placeholder(part["text"])):
+            problem = f"holds {found!r}, the placeholder of a picture, which only users send"
+            raise place.error(f"{field}.content", f"{problem}; take it out or drop the record")
     if not any(part["type"] != "text" or part["text"].strip() for part in parts):
         raise place.error(f"{field}.content", "is empty; drop the record or write the text")
     if role != "user" and any(part["type"] != "text" for part in parts):
@@ -174,23 +170,36 @@ def _message(value: Any, field: str, place: Place) -> dict[str, Any]:
     return {"role": role, "content": parts}
 
 
+def _placeholder(text: str) -> str:
+    """Return the first thing in a text that stands for a picture; empty if there is none."""
+    if match := PLACEHOLDER.search(text):
+        return match[0]
+    match = LONE_TAG.search(text)
+    return f"<{match[1]}>" if match and f"</{match[1]}>" not in text else ""
+
+
 def _part(value: Any, field: str, place: Place) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise place.error(field, f"must be an object with a type, not {_name(value)}")
-    kind = _require_text(value, "type", f"{field}.type", place)
+        raise place.error(field, f"must be an object with a type, not {json_type(value)}")
+    kind = require_text(value, "type", f"{field}.type", place)
     if kind not in PART_FIELDS:
         choices = ", ".join(PART_FIELDS)
         raise place.error(
-            f"{field}.type", f"unknown content type {kind!r}{_close(kind, PART_FIELDS)}; use one of {choices}"
+            f"{field}.type",
+            f"unknown content type {shortened(kind)!r}{suggest(kind, PART_FIELDS)}; use one of {choices}",
         )
     name = PART_FIELDS[kind]
-    _check_names(value, ("type", name), field, place)
+    check_names(value, ("type", name), field, place)
     if name == "file":
         # WebDataset readers lower-case member names, so the record must too.
-        return {"type": kind, "file": _require_text(value, name, f"{field}.file", place).lower()}
+        file = require_text(value, name, f"{field}.file", place).lower()
+        if "/" in file or "\\" in file:
+            problem = "is a path or an address; media lie in the tar under the record's key"
+            raise place.error(f"{field}.file", f"{shortened(file)!r} {problem}; write 00.jpg for KEY.00.jpg")
+        return {"type": kind, "file": file}
     return {
         "type": kind,
-        "text": _check_text(_require(value, name, f"{field}.text", place), f"{field}.text", place),
+        "text": check_text(require(value, name, f"{field}.text", place), f"{field}.text", place),
     }
 
 
@@ -214,14 +223,13 @@ def _check_media(messages: Iterable[Mapping[str, Any]], media: Mapping[str, byte
     parts = [part for message in messages for part in message["content"] if part["type"] != "text"]
     named = {part["file"] for part in parts}
     for name in sorted(named - set(media)):
-        have = ", ".join(sorted(media)) or "no media"
-        raise place.error(
-            "messages",
-            f"names {name!r}, but the tar holds {have} for this key{_close(name, media)}; add the member",
-        )
+        have = shortened(", ".join(sorted(media))) or "no media"
+        problem = f"names {shortened(name)!r}, but the tar holds {have} for this key{suggest(name, media)}"
+        raise place.error("messages", f"{problem}; add the member")
     for name in sorted(set(media) - named):
         raise place.error(
-            name, "is in the tar, but no message names it; name it in a content part or drop the member"
+            shortened(name),
+            "is in the tar, but no message names it; name it in a content part or drop the member",
         )
 
 
@@ -230,7 +238,7 @@ def _margin(raw: dict[str, Any], kind: Kind, place: Place) -> float:
     if value is None or kind is not Kind.PREFERENCE:
         return 0.0
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise place.error("margin", f"must be a number, not {_name(value)}")
+        raise place.error("margin", f"must be a number, not {json_type(value)}")
     # The comparison also refuses NaN, and integers too long for a float.
     if not 0 <= value <= sys.float_info.max:
         raise place.error(
@@ -240,43 +248,20 @@ def _margin(raw: dict[str, Any], kind: Kind, place: Place) -> float:
     return float(value)
 
 
-def _require(raw: Mapping[str, Any], name: str, field: str, place: Place) -> Any:
-    if name not in raw:
-        raise place.error(field, "is missing; add it")
-    return raw[name]
+def _answer(raw: dict[str, Any], place: Place) -> Any:
+    """Return the answer, which may be anything that JSON can say and every process can pass on."""
+    level = [raw.get("answer")]
+    for _ in range(MAX_DEPTH + 1):
+        for value in level:
+            if isinstance(value, str):
+                check_text(value, "answer", place)
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise place.error("answer", f"holds {value}, which is no JSON; write a number or null")
+        level = [inner for value in level if isinstance(value, (list, dict)) for inner in _inside(value)]
+        if not level:
+            return raw.get("answer")
+    raise place.error("answer", f"is nested more than {MAX_DEPTH} levels deep; write it flatter")
 
 
-def _require_text(raw: Mapping[str, Any], name: str, field: str, place: Place) -> str:
-    value = _check_text(_require(raw, name, field, place), field, place)
-    if not value.strip():
-        raise place.error(field, "is empty; give it a value")
-    return value
-
-
-def _check_text(value: Any, field: str, place: Place) -> str:
-    if not isinstance(value, str):
-        raise place.error(field, f"must be a string, not {_name(value)}")
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise place.error(
-            field, "holds half of a surrogate pair, which no tokenizer takes; write the whole character"
-        )
-    return value
-
-
-def _check_names(raw: Mapping[str, Any], known: Iterable[str], field: str, place: Place) -> None:
-    known = tuple(known)
-    for name in raw:
-        if name not in known:
-            problem = f"unknown field{_close(name, known)}; known are {', '.join(known)}"
-            raise place.error(f"{field}.{name}" if field else name, problem)
-
-
-def _close(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {matches[0]!r}?" if matches else ""
-
-
-def _name(value: Any) -> str:
-    """Return what JSON calls the type of ``value``."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")
+def _inside(value: list[Any] | dict[str, Any]) -> list[Any]:
+    return value if isinstance(value, list) else [*value, *value.values()]

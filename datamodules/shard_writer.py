@@ -8,7 +8,6 @@ FOLDER/manifest.json              kind, counts, and the SHA-256 of every shard
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,11 +22,12 @@ from typing import Any, NamedTuple
 
 from webdataset import TarWriter
 
-from ixc_lightning.datamodules.index import VERSION, Entry, write_index
+from ixc_lightning.datamodules.index import Header, write_index
 from ixc_lightning.datamodules.records import Kind, parse_record
 from ixc_lightning.types import InputError
 
 MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
 MAX_SHARD_BYTES = 1_000_000_000
 """A shard is closed once it holds so much, even if it has fewer samples than asked for."""
 KEY = re.compile(r"(?!__)[^./\s]+(/[^./\s]+)*")
@@ -66,7 +66,7 @@ class Manifest:
     modalities: dict[str, int]
     domains: dict[str, int]
     shards: list[dict[str, Any]]
-    version: int = VERSION
+    version: int = MANIFEST_VERSION
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -84,8 +84,10 @@ class Manifest:
             raise InputError(
                 f"{path}: is not a manifest ({error}); delete it, or write the shards again"
             ) from None
-        if manifest.version != VERSION:
-            raise InputError(f"{path}: has version {manifest.version}, not {VERSION}; write the shards again")
+        if manifest.version != MANIFEST_VERSION:
+            raise InputError(
+                f"{path}: has version {manifest.version}, not {MANIFEST_VERSION}; write the shards again"
+            )
         return manifest
 
 
@@ -109,22 +111,22 @@ def write_shards(
     """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be positive, not {samples_per_shard}")
-    shards: list[dict[str, Any]] = []
-    entries: list[Entry] = []
+    headers: dict[str, Header] = {}
     rest = _checked(samples, folder, Kind(kind))
     with new_folder(folder) as partial:
         for first in rest:
-            path = partial / f"shard-{len(shards):06d}.tar"
+            path = partial / f"shard-{len(headers):06d}.tar"
             _write_shard(path, chain([first], rest), samples_per_shard)
-            found = write_index(path)
-            entries += [entry._replace(members={}) for entry in found]
-            shards.append(_describe(path, found))
+            headers[path.name] = write_index(path)
         manifest = Manifest(
             kind=Kind(kind).value,
-            samples=len(entries),
-            modalities=_count(entry.modality for entry in entries),
-            domains=_count(entry.domain for entry in entries),
-            shards=shards,
+            samples=sum(header.samples for header in headers.values()),
+            modalities=_total(header.modalities for header in headers.values()),
+            domains=_total(header.domains for header in headers.values()),
+            shards=[
+                {"file": name, "samples": header.samples, "bytes": header.bytes, "sha256": header.sha256}
+                for name, header in headers.items()
+            ],
         )
         text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -182,11 +184,5 @@ def _write_shard(path: Path, samples: Iterator[tuple[Sample, bytes]], count: int
                 return
 
 
-def _describe(path: Path, entries: list[Entry]) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"file": path.name, "samples": len(entries), "bytes": path.stat().st_size, "sha256": digest}
-
-
-def _count(names: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(names).items()))
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sorted(sum(map(Counter, counts), Counter[str]()).items()))

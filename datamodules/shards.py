@@ -2,7 +2,7 @@
 """Reading of WebDataset shards as a map-style data set: any record by its number, in any process.
 
 Members are read at the offsets of the index, never through an unpickling decoder. ``shard_writer`` writes
-them.
+them. In memory are a few numbers per shard; the index of a shard is read when one of its records is.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from glob import glob
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from braceexpand import braceexpand
+from jaxtyping import Int64
 from torch.utils.data import Dataset
 
-from ixc_lightning.datamodules.index import BLOCK, Entry, read_entries
+from ixc_lightning.datamodules.index import BLOCK, Entry, OnDamage, index_path, read_entries, read_header
+from ixc_lightning.datamodules.patterns import expand_shards
 from ixc_lightning.datamodules.records import Kind, Place, parse_record
 from ixc_lightning.datamodules.shard_writer import MANIFEST, Manifest
 from ixc_lightning.types import MODALITIES, InputError, Record
 
 MAX_OPEN_SHARDS = 64
-"""Files that one process keeps open; the oldest is closed first."""
+"""Files that one process keeps open, and indices that it keeps in memory; the oldest goes first."""
 TAR_NAME_LENGTH = 100
 """Longer member names, and names beyond ASCII, are not whole in the tar header."""
 
@@ -34,13 +34,12 @@ TAR_NAME_LENGTH = 100
 class ShardDataset(Dataset[Record]):
     """The records of a set of shards, by number: shards in the order given, records in that of their tar.
 
-    Only the index is in memory, as one block of bytes and some arrays, so that worker processes share it or
-    copy it cheaply.
-
     Args:
         shards: a tar, a folder with tars, a glob pattern or a brace pattern (``train-{000000..000015}.tar``),
             or a list of them.
         kind: the kind of record that every shard holds: preference, instruction or prompt.
+        on_damage: called with what cannot be read of a damaged shard, whose other records are used; without
+            it, damage raises.
 
     Raises:
         InputError: naming the path, if nothing is there, or a shard is no tar, is cut off, or is not that of
@@ -49,30 +48,35 @@ class ShardDataset(Dataset[Record]):
     Attributes:
         paths: path of every shard.
         kind: as given.
+        counts: number of records of every shard.
         domains: names of the domains that occur, sorted.
-        domain_ids: index into ``domains`` of every record; −1 only for records that raise when they are read.
-        modality_ids: index into ``MODALITIES`` of every record.
     """
 
-    def __init__(self, shards: str | Path | Sequence[str | Path], *, kind: Kind | str) -> None:
+    def __init__(
+        self,
+        shards: str | Path | Sequence[str | Path],
+        *,
+        kind: Kind | str,
+        on_damage: OnDamage | None = None,
+    ) -> None:
         self.kind = Kind(kind)
         self.paths = expand_shards(shards, kind=self.kind)
-        entries = [read_entries(path) for path in self.paths]
-        flat = [entry for shard in entries for entry in shard]
-        if not flat:
+        self._scanned: dict[int, list[Entry]] = {}
+        listed = _listed({path.parent for path in self.paths})
+        surveys = [
+            self._survey(number, path, listed.get(path), on_damage) for number, path in enumerate(self.paths)
+        ]
+        self.counts = np.array([samples for samples, _ in surveys], dtype=np.int64)
+        if not self.counts.sum():
             raise InputError(f"{shards}: the shards hold no samples; check that they were written to the end")
-        lines = [entry.to_line() for entry in flat]
-        self.domains = sorted({entry.domain for entry in flat} - {""})
-        domain_ids = {domain: index for index, domain in enumerate(self.domains)}
-        self.domain_ids = np.array([domain_ids.get(entry.domain, -1) for entry in flat], dtype=np.int32)
-        self.modality_ids = np.array([MODALITIES.index(entry.modality) for entry in flat], dtype=np.int8)
-        self._lines = b"".join(lines)
-        self._line_ends = np.cumsum([0, *map(len, lines)], dtype=np.int64)
-        self._shard_ends = np.cumsum([len(shard) for shard in entries], dtype=np.int64)
+        self.domains = sorted(set().union(*(domains for _, domains in surveys)))
+        self._ends = np.cumsum(self.counts)
+        self._numbers = {str(path): number for number, path in enumerate(self.paths)}
+        self._entries: OrderedDict[int, list[Entry]] = OrderedDict()
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self.domain_ids)
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Record:
         """Return record ``index``, with the bytes of its media; raises as ``record``."""
@@ -102,31 +106,84 @@ class ShardDataset(Dataset[Record]):
         record = parse_record(data, files, kind=self.kind, shard=path, key=entry.key)
         return record if media else replace(record, media={})
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": OrderedDict()}
+    def place(self, index: int) -> tuple[str, str]:
+        """Return shard and key of record ``index``, without reading it; raises if the index is damaged."""
+        shard, entry = self._find(index)
+        return str(self.paths[shard]), entry.key
 
     def name(self, index: int) -> str:
         """Return ``shard:key`` of record ``index``, without reading it."""
-        shard, entry = self._find(index)
-        return f"{self.paths[shard]}:{entry.key}"
+        return ":".join(self.place(index))
+
+    def named(self, name: str) -> Record:
+        """Return the record of this ``shard:key``.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        path, _, key = name.rpartition(":")
+        shard = self._numbers[path]
+        keys = [entry.key for entry in self._index(shard)]
+        if key not in keys:
+            raise KeyError(name)
+        return self.record(int(self._ends[shard] - self.counts[shard]) + keys.index(key))
 
     def modality(self, index: int) -> str:
         """Return the modality of record ``index``, without reading it."""
-        return MODALITIES[self.modality_ids[index]]
+        return self._find(index)[1].modality
 
     def domain(self, index: int) -> str:
         """Return the domain of record ``index``, without reading it; empty if reading it raises."""
-        domain = self.domain_ids[index]
-        return self.domains[domain] if domain >= 0 else ""
+        return self._find(index)[1].domain
+
+    def costs(self, indices: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
+        """Numbers by which records sort by their length: modality, number of pictures, then bytes of text.
+
+        They are of the index alone, no tokenizer is asked. Nobody needs them to be exact.
+        """
+        return np.array([_cost(self._find(int(index))[1]) for index in indices], dtype=np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict(), "_entries": OrderedDict()}
+
+    def _survey(
+        self, number: int, path: Path, listed: Listed | None, on_damage: OnDamage | None
+    ) -> tuple[int, Iterable[str]]:
+        """Return samples and domains of a shard: from manifest or sidecar, else by a scan that is kept."""
+        has_index = index_path(path).exists()
+        if has_index and listed and listed.bytes == path.stat().st_size:
+            return listed.samples, listed.domains
+        if has_index:
+            try:
+                header = read_header(path)
+                return header.samples, header.domains
+            except InputError:
+                if on_damage is None:
+                    raise
+        self._scanned[number] = read_entries(path, on_damage=on_damage)
+        return len(self._scanned[number]), {entry.domain for entry in self._scanned[number]} - {""}
 
     def _find(self, index: int) -> tuple[int, Entry]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
-        start, end = self._line_ends[index : index + 2]
-        return int(np.searchsorted(self._shard_ends, index, side="right")), Entry.from_line(
-            self._lines[start:end]
-        )
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, self._index(shard)[index - int(self._ends[shard])]
+
+    def _index(self, shard: int) -> list[Entry]:
+        """Return the entries of a shard, kept for its next record."""
+        if shard in self._scanned:
+            return self._scanned[shard]
+        if shard not in self._entries:
+            if len(self._entries) >= MAX_OPEN_SHARDS:
+                self._entries.popitem(last=False)
+            entries = read_entries(self.paths[shard])
+            if len(entries) != self.counts[shard]:
+                problem = f"holds {len(entries)} records, but held {self.counts[shard]} when it was opened"
+                raise InputError(f"{self.paths[shard]}: {problem}; start again")
+            self._entries[shard] = entries
+        self._entries.move_to_end(shard)
+        return self._entries[shard]
 
     def _read(self, shard: int, entry: Entry, field: str) -> bytes:
         """Return the bytes of a member; the header before it must be its own, else the shard has changed."""
@@ -161,6 +218,31 @@ class ShardDataset(Dataset[Record]):
             self.close()
 
 
+class Listed(NamedTuple):
+    """What the manifest of its folder says of a shard, and of the folder's domains."""
+
+    samples: int
+    bytes: int
+    domains: Iterable[str]
+
+
+def _listed(folders: Iterable[Path]) -> dict[Path, Listed]:
+    """What the manifests of folders say, by shard; one file saves a look into every sidecar."""
+    manifests = {folder: Manifest.load(folder) for folder in folders if (folder / MANIFEST).exists()}
+    return {
+        folder / shard["file"]: Listed(shard["samples"], shard["bytes"], manifest.domains)
+        for folder, manifest in manifests.items()
+        for shard in manifest.shards
+    }
+
+
+def _cost(entry: Entry) -> int:
+    """Bits above 40: modality; above 32: number of media, at most 255; below: bytes of the JSON."""
+    media = min(len(entry.members) - 1, 255)
+    length = min(entry.members.get("json", (0, 0))[1], 2**32 - 1)
+    return MODALITIES.index(entry.modality) << 40 | media << 32 | length
+
+
 def _is_header(block: bytes, name: str, size: int) -> bool:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -170,57 +252,39 @@ def _is_header(block: bytes, name: str, size: int) -> bool:
     return header.size == size and (not whole or header.name.lower() == name.lower())
 
 
-def expand_shards(shards: str | Path | Sequence[str | Path], *, kind: Kind) -> list[Path]:
-    """Return the paths that a tar, a folder, a glob or brace pattern, or a list of them, stands for.
+class Selection:
+    """Some of the records of a data set, numbered anew.
 
     Args:
-        shards: what the user wrote; a leading ``~`` is the home directory.
-        kind: a folder whose manifest says another kind is refused.
-
-    Raises:
-        InputError: naming the path, if it matches nothing or names a shard twice, or a folder is incomplete.
+        records: the data set.
+        kept: numbers of its records, ascending.
     """
-    single = isinstance(shards, (str, Path))
-    paths = [path for spec in ([shards] if single else shards) for path in _expand(str(spec), kind)]
-    if not paths:
-        raise InputError("no shards: the list is empty; name a folder, a tar or a pattern")
-    if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
-        raise InputError(f"{twice[0]}: is named twice; name every shard once (weights belong in the mixture)")
-    return paths
 
+    def __init__(self, records: ShardDataset, kept: Int64[np.ndarray, " N"]) -> None:
+        self.records = records
+        self.kept = kept
 
-def _expand(spec: str, kind: Kind) -> list[Path]:
-    spec = os.path.expanduser(spec)
-    if Path(spec).is_dir():
-        return _folder(Path(spec), kind)
-    try:
-        names = [spec] if Path(spec).exists() else list(braceexpand(spec))
-    except ValueError as error:
-        raise InputError(
-            f"{spec}: is no brace pattern ({error}); write it like train-{{000000..000015}}.tar"
-        ) from None
-    paths = []
-    for name in names:
-        found = [name] if Path(name).exists() else sorted(glob(name))
-        if not found:
-            problem = "no such shard" if name == spec else f"no such shard (from {spec})"
-            raise InputError(f"{name}: {problem}; name a folder, a tar or a pattern that matches one")
-        paths += [Path(path) for path in found]
-    return paths
+    @property
+    def counts(self) -> Int64[np.ndarray, " S"]:
+        """Number of records of every shard."""
+        ends = np.searchsorted(self.kept, np.cumsum(self.records.counts))
+        return np.diff(ends, prepend=0)
 
+    def __len__(self) -> int:
+        return len(self.kept)
 
-def _folder(folder: Path, kind: Kind) -> list[Path]:
-    paths = sorted(folder.glob("*.tar"))
-    if not paths:
-        raise InputError(f"{folder}: the folder holds no .tar; name the folder whose shards you want")
-    if (folder / MANIFEST).exists():
-        manifest = Manifest.load(folder)
-        if manifest.kind != kind:
-            raise InputError(
-                f"{folder}: holds {manifest.kind} records, but is read as {kind} data; name the other folder"
-            )
-        if missing := sorted({shard["file"] for shard in manifest.shards} - {path.name for path in paths}):
-            raise InputError(
-                f"{folder / missing[0]}: is in the manifest, but not in the folder; copy the folder again"
-            )
-    return paths
+    def record(self, index: int, *, media: bool = True) -> Record:
+        """Return record ``index``; raises as ``ShardDataset.record``."""
+        return self.records.record(int(self.kept[index]), media=media)
+
+    def place(self, index: int) -> tuple[str, str]:
+        """Return shard and key of record ``index``, without reading it."""
+        return self.records.place(int(self.kept[index]))
+
+    def named(self, name: str) -> Record:
+        """Return the record of this ``shard:key``; raises as ``ShardDataset.named``."""
+        return self.records.named(name)
+
+    def costs(self, indices: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
+        """Numbers by which records sort by their length, as ``ShardDataset.costs``."""
+        return self.records.costs(self.kept[indices])

@@ -7,6 +7,7 @@ Shape legend, used in every annotation of the package:
     P  prompt tokens                       D  hidden size
     T  response tokens                     N  image or video tokens
     L  tokens of prompt and response together
+    R  rows of a rollout: every sample of every prompt
 
 Every ``*_mask`` is Bool and True marks a real token. Masked places hold 0, never a sentinel.
 """
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from PIL.Image import Image
 from torch import Tensor
@@ -137,6 +139,9 @@ class PreferenceBatch(NamedTuple):
         domain: index into the datamodule's ``domains``.
         modality: index into ``MODALITIES``.
         keys: ``shard:key`` of every record, for messages and tables.
+        real: False in the row of a batch that has none of its own: a copy of a record, to be counted nowhere.
+        position: place in the global order right behind this step, in samples over all ranks and epochs.
+        bad: key, shard and reason of the samples that were to be in the batch and cannot be used.
     """
 
     prompts: Prompts
@@ -146,6 +151,9 @@ class PreferenceBatch(NamedTuple):
     domain: Int[Tensor, " B"]
     modality: Int[Tensor, " B"]
     keys: list[str]
+    real: Bool[Tensor, " B"]
+    position: int
+    bad: list[tuple[str, str, str]]
 
 
 class InstructionBatch(NamedTuple):
@@ -159,6 +167,9 @@ class InstructionBatch(NamedTuple):
     domain: Int[Tensor, " B"]
     modality: Int[Tensor, " B"]
     keys: list[str]
+    real: Bool[Tensor, " B"]
+    position: int
+    bad: list[tuple[str, str, str]]
 
 
 class Sequences(NamedTuple):
@@ -175,3 +186,90 @@ class Sequences(NamedTuple):
     mask: Bool[Tensor, "B L"]
     response_mask: Bool[Tensor, "B L"]
     token_types: dict[str, Int[Tensor, "B L"]]
+
+
+class PromptBatch(NamedTuple):
+    """Prompts to be answered by a policy.
+
+    Attributes:
+        prompts: the prompts with their media.
+        reference: the records' answers as tokens of bare text, to be looked at; an empty row where a record
+            has none.
+        answers: the records' answers as they are, for verifiers; None where a record has none.
+        domain: index into the datamodule's ``domains``.
+        modality: index into ``MODALITIES``.
+        keys: ``shard:key`` of every record, for messages and tables.
+        real: False in the row of a batch that has none of its own: a copy of a record, to be counted nowhere.
+        position: place in the global order right behind this step, in samples over all ranks and epochs.
+        bad: key, shard and reason of the samples that were to be in the batch and cannot be used.
+    """
+
+    prompts: Prompts
+    reference: Responses
+    answers: list[Any]
+    domain: Int[Tensor, " B"]
+    modality: Int[Tensor, " B"]
+    keys: list[str]
+    real: Bool[Tensor, " B"]
+    position: int
+    bad: list[tuple[str, str, str]]
+
+
+class Rollout(NamedTuple):
+    """What a policy answered: n samples to each of B prompts, in R = n · B rows.
+
+    The batch is stacked n times, as ``Visuals.repeat`` stacks its pictures: row j · B + b is sample j of
+    prompt b. Answers, domains, modalities, keys and ``real`` are those of the row's prompt.
+
+    Attributes:
+        prompts: the prompts; ``media`` is that of the B prompts, once, because pictures are encoded once.
+        responses: the tokens exactly as sampled, the stop token included, padded on the right.
+        ended: whether a stop token was sampled; where not, the limit of tokens ended the response.
+        prompt_index: b of each row, so that rows of one prompt form a group.
+        answers: for verifiers; None where there is none.
+        domain: index into the datamodule's ``domains``.
+        modality: index into ``MODALITIES``.
+        keys: ``shard:key`` of every prompt's record.
+        real: False in rows that are to be counted nowhere.
+    """
+
+    prompts: Prompts
+    responses: Responses
+    ended: Bool[Tensor, " R"]
+    prompt_index: Int[Tensor, " R"]
+    answers: list[Any]
+    domain: Int[Tensor, " R"]
+    modality: Int[Tensor, " R"]
+    keys: list[str]
+    real: Bool[Tensor, " R"]
+
+    @property
+    def lengths(self) -> Int[Tensor, " R"]:
+        """Tokens of each response, the stop token included."""
+        return self.responses.mask.sum(dim=1)
+
+    @property
+    def empty(self) -> Bool[Tensor, " R"]:
+        """Whether a response says nothing: its first token is the stop token."""
+        return self.ended & (self.lengths == 1)
+
+    @property
+    def has_answer(self) -> Bool[Tensor, " R"]:
+        """Whether the record of a row has an answer, so that a verifier can say something about it."""
+        return torch.tensor([answer is not None for answer in self.answers], device=self.ended.device)
+
+
+class Answers(NamedTuple):
+    """What a policy answered in validation, for a person to look at.
+
+    A validation step gives them by the name of the way of drawing: ``{"greedy": …, "sampled": …}``.
+
+    Attributes:
+        texts: the responses, in the rows of a ``Rollout`` of the batch.
+        scores: of each response.
+        correct: whether each response gives the record's answer; None where nothing verified that.
+    """
+
+    texts: list[str]
+    scores: Float[Tensor, " R"]
+    correct: Bool[Tensor, " R"] | None

@@ -35,6 +35,7 @@ KINDS = {
         "video",
     ),  # its processor takes pictures or a clip, not both in one sample
     "gemma3": ("text", "image", "images"),
+    "internlm_xcomposer2": ("text", "image", "images", "video", "both"),
     "qwen2": ("text",),
 }
 """The kinds of sample that each family takes; ``both`` is a picture and a clip in one prompt."""

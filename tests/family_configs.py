@@ -8,6 +8,9 @@ from collections.abc import Callable
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ixc_lightning.models import internlm_xcomposer2 as ixc
+from ixc_lightning.models.internlm_xcomposer2.processing import CHAT_TEMPLATE
+
 PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 TEXT = {
     "hidden_size": 64,
@@ -219,6 +222,24 @@ def _gemma3() -> tuple[tf.PretrainedConfig, tf.ProcessorMixin]:
     )
 
 
+def _internlm_xcomposer2() -> tuple[tf.PretrainedConfig, tf.ProcessorMixin]:
+    named = {"image_token": "[UNUSED_TOKEN_131]", "open": "[UNUSED_TOKEN_146]"}
+    tokenizer, _ = _tokenizer("<ImageHere>", "<VideoHere>", named)
+    # the released template, with the end of turn of the other families
+    template = CHAT_TEMPLATE.replace("[UNUSED_TOKEN_145]", "<|end|>")
+    config = ixc.InternLMXComposer2Config(
+        text_config={**_text(tokenizer, "internlm_xcomposer2_text"), "plora_rank": 4, "plora_alpha": 2},
+        vision_config=SIGLIP,
+        image_token_id=tokenizer.convert_tokens_to_ids(named["image_token"]),
+    )
+    return config, ixc.InternLMXComposer2Processor(
+        ixc.InternLMXComposer2ImageProcessor(tile_size=56, hd_num=4, hd_num_multiple=2),
+        tokenizer,
+        ixc.InternLMXComposer2VideoProcessor(tile_size=56, do_sample_frames=False),
+        chat_template=template,
+    )
+
+
 def _qwen2() -> tuple[tf.PretrainedConfig, tf.PreTrainedTokenizerFast]:
     tokenizer, _ = _tokenizer("<image>", "<video>")
     return tf.Qwen2Config(**_text(tokenizer, "qwen2")), tokenizer
@@ -231,5 +252,6 @@ BUILDERS: dict[str, Callable[[], tuple[tf.PretrainedConfig, tf.ProcessorMixin]]]
     "llava_onevision": _llava_onevision,
     "smolvlm": _smolvlm,
     "gemma3": _gemma3,
+    "internlm_xcomposer2": _internlm_xcomposer2,
     "qwen2": _qwen2,
 }

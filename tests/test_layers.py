@@ -36,6 +36,7 @@ CONFINED = {
     "lightning": {"modules", "datamodules", "callbacks", "metrics", *ENTRANCES},
     "transformers": {
         "models",
+        "rollout",
         "export",
         "datamodules.processing",  # needs AutoProcessor: data knows a processor, never a model
     },

@@ -27,7 +27,14 @@ def printed(capsys):
 
 
 def test_the_recipes_that_are_promised_are_packaged():
-    assert list(packaged_recipes()) == [PAPER, "recipes/reward.yaml", "recipes/sft.yaml"]
+    assert list(packaged_recipes()) == [
+        "recipes/grpo.yaml",
+        PAPER,
+        "recipes/ppo.yaml",
+        "recipes/reward.yaml",
+        "recipes/rloo.yaml",
+        "recipes/sft.yaml",
+    ]
 
 
 @pytest.mark.parametrize("recipe", packaged_recipes())

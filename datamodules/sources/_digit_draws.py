@@ -129,6 +129,20 @@ def spell(random: Random, longest: int = 4) -> Draw:
     return Draw(digits, " ".join(map(str, digits)), " ".join(map(str, wrong)))
 
 
+def order(random: Random, longest: int = 4) -> Draw:
+    """Which digits are they, in ascending or descending order? The wrong row has one of them misread.
+
+    It is in the order asked for too: a row in the other order would be wrong whatever the pictures show.
+    """
+    seen, misread = map(int, random.sample(random.choice(random.choice(MISREADINGS).split()), 2))
+    others = [digit for digit in range(10) if digit not in (seen, misread)]
+    rest = random.sample(others, len(row(random, longest)) - 1)
+    target = random.choice(("ascending", "descending"))
+    right, wrong = (sorted([*rest, digit], reverse=target == "descending") for digit in (seen, misread))
+    shown = random.sample(right, len(right))
+    return Draw(tuple(shown), " ".join(map(str, right)), " ".join(map(str, wrong)), target)
+
+
 def first(random: Random, longest: int = 4) -> Draw:
     """Which digit comes first?"""
     return _one_of(row(random, longest), 0, random)

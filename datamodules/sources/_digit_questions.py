@@ -112,6 +112,9 @@ TEXT = (
     Skill(COMPARISON, 3, draws.same, VERDICTS, (
         "Are {a} and {b} the same?", "Is {a} the same as {b}?"
     )),
+    Skill(COMPARISON, 3, draws.order, ROWS, (
+        "What are {digits} in {target} order?", "Which is the {target} order of {digits}?"
+    )),
 )
 IMAGE = (
     Skill(READING, 85, draws.read, _naming("digit"), (
@@ -147,6 +150,9 @@ MULTI_IMAGE = (
     )),
     Skill(COMPARISON, 3, draws.same, VERDICTS, (
         "Are the digits the same?", "Is the first digit the same as the second?"
+    )),
+    Skill(COMPARISON, 3, partial(draws.order, longest=MOST_IMAGES), ROWS, (
+        "What are the digits in {target} order?", "Which is the {target} order of the digits?"
     )),
 )
 VIDEO = (

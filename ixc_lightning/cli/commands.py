@@ -51,6 +51,23 @@ def export(words: list[str]) -> None:
     call(import_module("ixc_lightning.cli.checkpoints").export_checkpoint, words, name="export")
 
 
+def index(words: list[str]) -> None:
+    """Write the sidecars and the manifest of shards, or check them."""
+    # The parser asks for --check true; the word alone means the same.
+    is_alone = [value not in ("true", "false") for value in [*words[1:], ""]]
+    words = [
+        "--check=true" if word == "--check" and alone else word
+        for word, alone in zip(words, is_alone, strict=False)
+    ]
+    call(import_module("ixc_lightning.cli.shards").index, words, name="index")
+
+
+def convert_checkpoint(words: list[str]) -> None:
+    """Convert the released InternLM-XComposer2.5, or a model trained from it back."""
+    module = import_module("ixc_lightning.cli.convert_checkpoint")
+    call(module.convert_checkpoint, words, name="convert-checkpoint")
+
+
 def tiny(words: list[str]) -> None:
     """Write the tiny model with fresh weights."""
     call(import_module("ixc_lightning.models.tiny").build_tiny, words, name="tiny")
@@ -78,6 +95,10 @@ COMMANDS = {
     ),
     "recipes": Command("list the packaged recipes", recipes),
     "convert": Command("write shards from a data set", convert),
+    "index": Command("index shards that came from elsewhere, or check their checksums", index),
     "export": Command("write a Hugging Face folder from a checkpoint", export),
+    "convert-checkpoint": Command(
+        "convert the released InternLM-XComposer2.5 for use here, or back", convert_checkpoint
+    ),
     "tiny": Command("write a tiny vision-language model with fresh weights", tiny),
 }

@@ -44,7 +44,7 @@ def run(words: list[str]) -> None:
 
 def usage() -> str:
     """The help page."""
-    lines = [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: python -m ixc_lightning COMMAND ...",

@@ -46,6 +46,22 @@ def join(prompts: Prompts, responses: Responses) -> Sequences:
     )
 
 
+def pad_left(prompts: Prompts) -> Prompts:
+    """The prompts with their padding on the left, cut to the longest row, as generation needs them.
+
+    Padding may have been on either side. The media are passed on.
+    """
+    order = _real_first(prompts.mask.flip(1)).flip(1)
+    order = prompts.mask.shape[1] - 1 - order
+    mask = prompts.mask.gather(1, order)
+
+    def reorder(tokens: Tensor) -> Tensor:
+        return tokens.gather(1, order).masked_fill(~mask, 0)
+
+    types = {name: reorder(value) for name, value in prompts.token_types.items()}
+    return Prompts(reorder(prompts.ids), mask, types, prompts.media)
+
+
 def stack(first: Sequences, second: Sequences) -> Sequences:
     """The rows of both inputs as one batch, first's rows first, padded on the right to the longer one.
 

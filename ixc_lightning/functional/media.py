@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Merging the pictures and clips of several samples into those of a batch."""
+"""Merging the pictures and clips of several samples into those of a batch, and finding them again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -35,6 +36,49 @@ def merge_media(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """
     keys = dict.fromkeys(key for sample in samples for key in sample)
     return {key: _join(key, [sample[key] for sample in samples if key in sample]) for key in keys}
+
+
+def places_of_rows(counts: Int[Tensor, " B"], rows: Int[Tensor, " rows"]) -> Int[Tensor, " places"]:
+    """Where the entries of some rows lie in a tensor that holds those of all rows, one row after the other.
+
+    Args:
+        counts: how many entries each of all rows has.
+        rows: the rows that are wanted, in any order, repeats allowed.
+
+    Returns:
+        The places of the first wanted row's entries, then those of the next one.
+
+    Example:
+        >>> places_of_rows(torch.tensor([2, 0, 3]), torch.tensor([2, 1, 0])).tolist()
+        [2, 3, 4, 0, 1]
+    """
+    starts, wanted = (counts.cumsum(0) - counts)[rows], counts[rows]
+    within = torch.arange(int(wanted.sum()), device=counts.device)
+    return within + (starts - wanted.cumsum(0) + wanted).repeat_interleave(wanted)
+
+
+def entries_per_row(patches: Int[Tensor, " entries"], tokens: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """How many pictures each row has, told from their sizes.
+
+    Every picture has a fixed number of patches to one token, so the pictures of the first rows end where the
+    tokens of those rows end.
+
+    Args:
+        patches: number of patches of each picture of the batch, in row order; none is 0.
+        tokens: number of picture tokens of each row; they may not all be 0.
+
+    Raises:
+        ValueError: the pictures do not end where the rows end.
+
+    Example:
+        >>> entries_per_row(torch.tensor([4, 8, 4]), torch.tensor([0, 3, 1])).tolist()
+        [0, 2, 1]
+    """
+    ends = tokens.cumsum(0) * (patches.sum() // tokens.sum())
+    last = patches.cumsum(0)
+    if not torch.isin(ends, torch.cat([last.new_zeros(1), last])).all() or ends[-1] != last[-1]:
+        raise ValueError("the sizes of the pictures do not add up to the picture tokens of the rows")
+    return torch.bincount(torch.searchsorted(ends, last), minlength=len(tokens))
 
 
 def _join(key: str, tensors: list[Tensor]) -> Tensor:

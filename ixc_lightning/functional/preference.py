@@ -32,6 +32,7 @@ def pairwise_loss(
     *,
     margin: Float[Tensor, " B"] | float = 0.0,
     label_smoothing: float = 0.0,
+    weights: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of the preferences under the Bradley-Terry model.
 
@@ -46,6 +47,7 @@ def pairwise_loss(
         rejected: scores r(x, y_l) of the other responses.
         margin: m, how much higher the chosen score should be, in score units.
         label_smoothing: ε in [0, 0.5).
+        weights: of the pairs in the mean; 1 / B each if null.
 
     Returns:
         The loss in nats, lower is better; log 2 for a model that cannot tell the two apart.
@@ -62,13 +64,20 @@ def pairwise_loss(
         raise ValueError(f"label_smoothing is {label_smoothing}, but must be in [0, 0.5)")
     difference = chosen - rejected - margin
     likelihood = (1 - label_smoothing) * logsigmoid(difference) + label_smoothing * logsigmoid(-difference)
-    return -likelihood.mean()
+    return -_mean(likelihood, weights)
 
 
-def centre_penalty(chosen: Float[Tensor, " B"], rejected: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+def centre_penalty(
+    chosen: Float[Tensor, " B"], rejected: Float[Tensor, " B"], *, weights: Float[Tensor, " B"] | None = None
+) -> Float[Tensor, ""]:
     """Mean square of the sum of a pair's scores, E[(r_w + r_l)²], which keeps the scores around zero.
 
     The pairwise loss leaves the level of the scores free. Eisenstein et al. 2023, Eq. 2 (arXiv 2312.09244).
+
+    Args:
+        chosen: scores r_w of the preferred responses.
+        rejected: scores r_l of the other responses.
+        weights: of the pairs in the mean; 1 / B each if null.
 
     Raises:
         ValueError: shapes differ.
@@ -78,7 +87,7 @@ def centre_penalty(chosen: Float[Tensor, " B"], rejected: Float[Tensor, " B"]) -
         9.0
     """
     _require_pairs(chosen, rejected)
-    return (chosen + rejected).square().mean()
+    return _mean((chosen + rejected).square(), weights)
 
 
 def is_correct(chosen: Float[Tensor, " B"], rejected: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
@@ -122,3 +131,7 @@ def _require_pairs(first: Tensor, second: Tensor) -> None:
         raise ValueError(
             f"one value per pair is needed on both sides, got shapes {first.shape} and {second.shape}"
         )
+
+
+def _mean(values: Float[Tensor, " B"], weights: Float[Tensor, " B"] | None) -> Float[Tensor, ""]:
+    return values.mean() if weights is None else torch.dot(values, weights)

@@ -17,7 +17,9 @@ def predicting_mask(response_mask: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
     return torch.nn.functional.pad(response_mask[:, 1:], (0, 1), value=False)
 
 
-def sft_loss(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, ""]:
+def sft_loss(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], *, weights: Float[Tensor, " N"] | None = None
+) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of the response tokens, in nats per token, computed in float32.
 
     L = −(1/N) Σₙ log π(yₙ | x, y₍<ₙ₎)
@@ -25,13 +27,16 @@ def sft_loss(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[
     Args:
         logits: next-token logits at the N predicting places, all rows in a row.
         targets: the N response tokens.
+        weights: of the tokens in the mean; 1 / N each if null.
 
     Raises:
         ValueError: there is no response token, so that the mean is not defined.
     """
     if targets.numel() == 0:
         raise ValueError("the batch has no response token")
-    return cross_entropy(logits.float(), targets)
+    if weights is None:
+        return cross_entropy(logits.float(), targets)
+    return torch.dot(cross_entropy(logits.float(), targets, reduction="none"), weights)
 
 
 def exact_match(
@@ -49,3 +54,8 @@ def exact_match(
     wrong = torch.zeros_like(response_mask)
     wrong[predicting_mask(response_mask)] = logits.argmax(dim=-1) != targets
     return ~wrong.any(dim=1)
+
+
+def token_rows(response_mask: Bool[Tensor, "B L"], rows: Bool[Tensor, " B"]) -> Float[Tensor, " N"]:
+    """1 for the response tokens, all rows in a row, that lie in one of ``rows``; 0 for the others."""
+    return rows.unsqueeze(1).expand_as(response_mask)[response_mask].float()

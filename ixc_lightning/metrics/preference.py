@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -56,11 +56,22 @@ class PreferenceStatistics(Metric):
         rejected_length: Int[Tensor, " B"],
         domain: Int[Tensor, " B"],
         modality: Int[Tensor, " B"],
+        real: Bool[Tensor, " B"],
     ) -> None:
-        """Add a batch: scores and token lengths of both responses, and the pair's domain and modality ids."""
-        self.scores.append(torch.stack([chosen, rejected], dim=1))
-        self.lengths.append(torch.stack([chosen_length, rejected_length], dim=1))
-        self.groups.append(torch.stack([domain, modality], dim=1))
+        """Add the real rows of a batch.
+
+        Args:
+            chosen: scores of the preferred responses.
+            rejected: scores of the other ones.
+            chosen_length: their tokens.
+            rejected_length: tokens of the other ones.
+            domain: index into ``domains``.
+            modality: index into ``MODALITIES``.
+            real: False in rows that are not to be counted.
+        """
+        self.scores.append(torch.stack([chosen, rejected], dim=1)[real])
+        self.lengths.append(torch.stack([chosen_length, rejected_length], dim=1)[real])
+        self.groups.append(torch.stack([domain, modality], dim=1)[real])
 
     def compute(self) -> dict[str, Tensor | float]:
         """The statistics by name."""

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from ixc_lightning.models.families import family_of
 from ixc_lightning.models.loading import is_multimodal, load_network
 from ixc_lightning.models.parts import longest_list, parameters_of
 from ixc_lightning.models.visuals import Visuals
-from ixc_lightning.types import InputError
+from ixc_lightning.types import InputError, Prompts
 
 ROLES = ("vision", "projector", "language")
 """The parts of a backbone that are frozen or trained as a whole."""
@@ -161,6 +161,37 @@ class Backbone(nn.Module):
         if not self.has_head:
             raise InputError("this backbone has no language head: build it with head=True")
         return self.family.logits(self.model, hidden)
+
+    def generate(
+        self, prompts: Prompts, visuals: Visuals | None, settings: GenerationConfig
+    ) -> Int[Tensor, "B T"]:
+        """Responses to the prompts, token by token with a cache of keys and values; no logits are kept.
+
+        Args:
+            prompts: padded on the left.
+            visuals: the encoded pictures of exactly these rows, or None for text.
+            settings: everything that decides the tokens; the network's own generation config is not asked,
+                because it may hold a penalty or a filter that nobody sees.
+
+        Returns:
+            The tokens as sampled, then ``settings.pad_token_id`` behind a row's stop token.
+        """
+        known = signature(self.model.forward).parameters
+        inputs: dict[str, Any] = {name: value for name, value in prompts.token_types.items() if name in known}
+        if visuals is not None:
+            inputs |= {**visuals.grids, "mm_encoder_outputs": visuals.encoder_outputs()}
+        own, self.model.generation_config = self.model.generation_config, GenerationConfig()
+        try:
+            tokens = self.model.generate(
+                input_ids=prompts.ids,
+                attention_mask=prompts.mask.long(),
+                generation_config=settings,
+                synced_gpus=False,  # sharded layers are gathered as a whole, so ranks may stop apart
+                **inputs,
+            )
+        finally:
+            self.model.generation_config = own
+        return tokens[:, prompts.ids.shape[1] :]
 
     def freeze(self, roles: Sequence[str]) -> None:
         """Freeze exactly these ``ROLES`` and train all others; frozen modules also stay in evaluation mode.

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ixc_lightning.models.internlm_xcomposer2.release import is_released, load_released
 from ixc_lightning.types import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -38,7 +39,7 @@ def load_network(
     """Build the network that ``source`` describes and load its weights completely.
 
     Args:
-        source: hub id, or a folder in transformers' layout.
+        source: hub id, or a folder in transformers' layout or in that of the released InternLM-XComposer2.5.
         weights: ``pretrained`` loads the weights beside the config; ``random`` makes fresh ones.
         head: with the language head, else the base model alone.
         dtype: one of ``DTYPES``.
@@ -51,6 +52,10 @@ def load_network(
     """
     folder = os.path.expanduser(source)
     _check_options(source, dtype, attention)
+    if is_released(folder):
+        return load_released(
+            folder, head=head, dtype=getattr(torch, dtype), attention=attention, weights=weights
+        )
     options = {
         "dtype": getattr(torch, dtype),
         "attn_implementation": attention,

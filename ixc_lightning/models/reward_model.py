@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 
 from ixc_lightning.functional.masking import last_pool, mean_pool, token_pool
 from ixc_lightning.models.backbone import Backbone, Visuals
+from ixc_lightning.models.internlm_xcomposer2.release import is_released, reward_head, reward_settings
 from ixc_lightning.types import InputError, Sequences
 
 Pooling = Literal["mean", "last", "token"]
@@ -39,7 +40,8 @@ class RewardModel(nn.Module):
         source: hub id or folder.
         pooling: ``mean`` over all real tokens, the ``last`` real token, or ``token``, the last occurrence of
             ``reward_token_id``. Null means what the source was trained with, and ``mean`` for a new head.
-        reward_token_id: the token that ``pooling: token`` reads.
+        reward_token_id: the token that ``pooling: token`` reads. With ``pooling: last`` every sequence must
+            end with it, if it is given.
         weights: ``pretrained`` loads them, ``random`` builds the architecture of the source's config afresh.
         freeze: roles that are not trained, of ``vision``, ``projector`` and ``language``.
         dtype: of the backbone's weights; the head is always float32.
@@ -121,7 +123,7 @@ class RewardModel(nn.Module):
             visuals: their pictures, encoded, in row order.
 
         Raises:
-            ValueError: a row without tokens, or without the reward token.
+            ValueError: a row without tokens, or without the reward token where it is read.
         """
         hidden = self.backbone(sequences.ids, sequences.mask, sequences.token_types, visuals)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -157,14 +159,27 @@ class RewardModel(nn.Module):
         if self.pooling == "mean":
             return mean_pool(hidden, sequences.mask)
         if self.pooling == "last":
+            self._check_last(sequences)
             return last_pool(hidden, sequences.mask)
         assert self.reward_token_id is not None  # checked when the model was built
         return token_pool(hidden, sequences.mask, sequences.ids, token_id=self.reward_token_id)
 
+    def _check_last(self, sequences: Sequences) -> None:
+        """Raise where a row does not end with the reward token that the head was trained to read."""
+        if self.reward_token_id is None:
+            return
+        places = torch.arange(sequences.mask.shape[1], device=sequences.mask.device)
+        last = (sequences.mask * places).argmax(dim=1, keepdim=True)
+        if (sequences.ids.gather(1, last) != self.reward_token_id).any():
+            raise ValueError(
+                f"a sequence does not end with the reward token {self.reward_token_id}, whose state is "
+                "scored: give the datamodule the response_suffix that the model was trained with"
+            )
+
 
 def _saved_settings(source: str) -> dict[str, Any]:
     path = _find(source, SETTINGS_FILE)
-    return json.loads(Path(path).read_text()) if path else {}
+    return json.loads(Path(path).read_text()) if path else reward_settings(source)
 
 
 def _saved_head(source: str) -> Tensor:
@@ -173,6 +188,8 @@ def _saved_head(source: str) -> Tensor:
     Raises:
         InputError: the files do not hold it.
     """
+    if is_released(source):
+        return reward_head(source)
     index = _find(source, "model.safetensors.index.json")
     name = json.loads(Path(index).read_text())["weight_map"].get(HEAD_KEY) if index else "model.safetensors"
     path = _find(source, name) if name else None

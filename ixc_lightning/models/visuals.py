@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
+
+from ixc_lightning.functional.media import entries_per_row, places_of_rows
+from ixc_lightning.types import Prompts
+
+GRIDS = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts")}
+"""The media of one entry per picture, by kind; the first one holds its patches along time and sides."""
 
 
 class Features(NamedTuple):
@@ -27,6 +34,10 @@ class Features(NamedTuple):
     deepstack: tuple[Float[Tensor, "N D"], ...]
     is_list: bool
 
+    def at(self, places: Int[Tensor, " places"]) -> Features:
+        """The embeddings at the given places."""
+        return Features(self.tokens[places], tuple(level[places] for level in self.deepstack), self.is_list)
+
 
 class Visuals(NamedTuple):
     """The pictures and clips of a batch, encoded once, to be used any number of times.
@@ -35,11 +46,13 @@ class Visuals(NamedTuple):
         features: what ``encode`` gave, by kind: ``image``, ``video``.
         grids: the media that positions depend on, by processor name; empty in most families.
         times: how many times the batch is stacked upon itself.
+        counts: picture tokens of each row of the unstacked batch, by kind; None until ``located``.
     """
 
     features: dict[str, Features]
     grids: dict[str, Tensor]
     times: int = 1
+    counts: dict[str, Int[Tensor, " B"]] | None = None
 
     @classmethod
     def of(cls, outputs: Mapping[str, ModelOutput], grids: dict[str, Tensor]) -> Visuals:
@@ -49,7 +62,54 @@ class Visuals(NamedTuple):
     def repeat(self, times: int) -> Visuals:
         """The visuals of the batch stacked ``times`` times, all its rows and then all again, uncopied."""
         grids = {name: grid.repeat(times, *[1] * (grid.dim() - 1)) for name, grid in self.grids.items()}
-        return Visuals(self.features, grids, self.times * times)
+        return self._replace(grids=grids, times=self.times * times)
+
+    def located(self, prompts: Prompts, config: PretrainedConfig) -> Visuals:
+        """The visuals with the knowledge of which row each picture belongs to, as ``select`` needs it.
+
+        Args:
+            prompts: the batch whose media were encoded, not stacked.
+            config: of the network that encoded them; it names the picture tokens.
+
+        Raises:
+            ValueError: the prompts do not hold one picture token for each embedding.
+        """
+        ids = picture_token_ids(config)
+        counts = {kind: (prompts.mask & (prompts.ids == ids[kind])).sum(dim=1) for kind in self.features}
+        for kind, features in self.features.items():
+            if (found := int(counts[kind].sum())) != len(features.tokens):
+                raise ValueError(
+                    f"the prompts hold {found} {kind} tokens, but {len(features.tokens)} were encoded: "
+                    "these are not the pictures of these prompts"
+                )
+        return self._replace(counts=counts)
+
+    def select(self, rows: Int[Tensor, " rows"]) -> Visuals | None:
+        """The visuals of some rows of the stacked batch, in the given order; rows may be left out or repeat.
+
+        Returns:
+            The pictures of those rows, or None if the rows hold text alone.
+
+        Raises:
+            ValueError: the visuals do not know the rows of their pictures: call ``located`` before.
+        """
+        if self.counts is None:
+            raise ValueError("these visuals do not know the rows of their pictures: call located() first")
+        features: dict[str, Features] = {}
+        grids: dict[str, Tensor] = {}
+        counts = {kind: count[rows % len(count)] for kind, count in self.counts.items()}
+        for kind, count in self.counts.items():
+            if not counts[kind].any():
+                continue
+            features[kind] = self.features[kind].at(places_of_rows(count, rows % len(count)))
+            if GRIDS[kind][0] in self.grids:
+                unstacked = {name: self._unstacked(name) for name in GRIDS[kind] if name in self.grids}
+                entries = entries_per_row(unstacked[GRIDS[kind][0]].prod(dim=1), count)
+                places = places_of_rows(entries, rows % len(count))
+                grids |= {name: grid[places] for name, grid in unstacked.items()}
+        if not features:
+            return None
+        return Visuals(features, grids, counts={kind: counts[kind] for kind in features})
 
     def encoder_outputs(self) -> dict[str, ModelOutput]:
         """The argument ``mm_encoder_outputs`` of ``forward`` and ``generate`` of transformers.
@@ -59,6 +119,15 @@ class Visuals(NamedTuple):
         pictures of a flat tensor apart.
         """
         return {kind: _output(features, self.times) for kind, features in self.features.items()}
+
+    def _unstacked(self, name: str) -> Tensor:
+        return self.grids[name][: len(self.grids[name]) // self.times]
+
+
+def picture_token_ids(config: PretrainedConfig) -> dict[str, int]:
+    """The tokens that stand for pictures and clips in a prompt, by kind; none for a text model."""
+    ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in GRIDS}
+    return {kind: token for kind, token in ids.items() if token is not None}
 
 
 @dataclass

@@ -20,6 +20,8 @@ from ixc_lightning.metrics import PreferenceStatistics
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.sharding import shard
 from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
+from ixc_lightning.modules.random_state import restore_random_state, save_random_state
+from ixc_lightning.modules.ranks import mean_over_ranks
 from ixc_lightning.types import PreferenceBatch
 
 
@@ -99,9 +101,10 @@ class RewardModule(L.LightningModule):
         # 1 score both responses of each pair
         chosen, rejected = self.score(batch)
         # 2 prefer the chosen ones
-        loss = self.loss(batch, chosen, rejected)
+        weights = batch.real / mean_over_ranks(batch.real.sum(), self.trainer)
+        loss = self.loss(batch, chosen, rejected, weights)
         # 3 log
-        accuracy = is_correct(chosen, rejected).float().mean()
+        accuracy = torch.dot(is_correct(chosen, rejected).float(), weights)
         self.log_dict(
             {"train/loss": loss, "train/accuracy_step": accuracy}, prog_bar=True, batch_size=len(batch.keys)
         )
@@ -117,11 +120,21 @@ class RewardModule(L.LightningModule):
         return chosen, rejected
 
     def loss(
-        self, batch: PreferenceBatch, chosen: Float[Tensor, " B"], rejected: Float[Tensor, " B"]
+        self,
+        batch: PreferenceBatch,
+        chosen: Float[Tensor, " B"],
+        rejected: Float[Tensor, " B"],
+        weights: Float[Tensor, " B"],
     ) -> Float[Tensor, ""]:
         """The pairwise loss, and the penalty on scores far from 0 if it is asked for."""
-        loss = pairwise_loss(chosen, rejected, margin=batch.margin, label_smoothing=self.label_smoothing)
-        return torch.add(loss, centre_penalty(chosen, rejected), alpha=self.centre_coef)
+        loss = pairwise_loss(
+            chosen,
+            rejected,
+            margin=batch.margin,
+            label_smoothing=self.label_smoothing,
+            weights=weights,
+        )
+        return torch.add(loss, centre_penalty(chosen, rejected, weights=weights), alpha=self.centre_coef)
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Scores of one batch, for callbacks too."""
@@ -132,9 +145,9 @@ class RewardModule(L.LightningModule):
         return self._evaluate("test", batch)
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
-        """Scores of one batch, with the keys of its records."""
+        """Scores of one batch, with the keys of its records; rows that are not real are to be left out."""
         chosen, rejected = self.score(batch)
-        return {"keys": batch.keys, "chosen": chosen, "rejected": rejected}
+        return {"keys": batch.keys, "chosen": chosen, "rejected": rejected, "real": batch.real}
 
     def on_validation_epoch_end(self) -> None:
         """Log the statistics, and store the moments of the scores with the model."""
@@ -153,23 +166,26 @@ class RewardModule(L.LightningModule):
             self._log_statistics("train")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep callables out of the file, which must load without unpickling code."""
+        """Keep callables out of the file, which must load without unpickling code; add the random state."""
         checkpoint["hyper_parameters"] = without_callables(checkpoint.get("hyper_parameters", {}))
+        save_random_state(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture, by name."""
+        """Refuse a checkpoint of another architecture, by name, and go on with its random numbers."""
         check_state(self, checkpoint)
+        restore_random_state(self._trainer, checkpoint)
 
     def _evaluate(self, phase: str, batch: PreferenceBatch) -> dict[str, Tensor]:
         chosen, rejected = self.score(batch)
-        loss = self.loss(batch, chosen, rejected)
-        self.log(f"{phase}/loss", loss, batch_size=len(batch.keys), sync_dist=True)
+        count = batch.real.sum()
+        loss = self.loss(batch, chosen, rejected, batch.real / count.clamp(min=1))
+        self.log(f"{phase}/loss", loss, batch_size=int(count), sync_dist=True)
         self._count(phase, batch, chosen, rejected)
         return {"chosen": chosen, "rejected": rejected}
 
     def _count(self, phase: str, batch: PreferenceBatch, chosen: Tensor, rejected: Tensor) -> None:
         lengths = batch.chosen.mask.sum(dim=1), batch.rejected.mask.sum(dim=1)
-        self.statistics[phase].update(chosen, rejected, *lengths, batch.domain, batch.modality)
+        self.statistics[phase].update(chosen, rejected, *lengths, batch.domain, batch.modality, batch.real)
 
     def _log_statistics(self, phase: str) -> dict[str, Tensor | float]:
         values = self.statistics[phase].compute()

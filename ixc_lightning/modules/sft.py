@@ -8,17 +8,19 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ixc_lightning.functional.masking import join
-from ixc_lightning.functional.sft import exact_match, predicting_mask, sft_loss
+from ixc_lightning.functional.sft import exact_match, predicting_mask, sft_loss, token_rows
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.sharding import shard
 from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
+from ixc_lightning.modules.random_state import restore_random_state, save_random_state
+from ixc_lightning.modules.ranks import mean_over_ranks
 from ixc_lightning.types import MODALITIES, InstructionBatch
 
 
@@ -76,22 +78,25 @@ class SFTModule(L.LightningModule):
 
     def training_step(self, batch: InstructionBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of conversations."""
-        loss, _ = self.predict_responses(batch)
+        # 1 predict the responses
+        logits, targets, response_mask = self.predict_responses(batch)
+        # 2 compare, each token of all ranks with the same weight
+        counted = token_rows(response_mask, batch.real)
+        loss = sft_loss(logits, targets, weights=counted / mean_over_ranks(counted.sum(), self.trainer))
+        # 3 log
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.keys))
         return loss
 
-    def predict_responses(self, batch: InstructionBatch) -> tuple[Float[Tensor, ""], Bool[Tensor, " B"]]:
-        """Mean loss per response token, and which responses are predicted without a fault."""
+    def predict_responses(
+        self, batch: InstructionBatch
+    ) -> tuple[Float[Tensor, "N V"], Int[Tensor, " N"], Bool[Tensor, "B L"]]:
+        """Logits where the next token belongs to a response, those tokens, and where they are."""
         assert self.model is not None
-        # 1 look at the pictures, read prompt and response
         visuals = self.model.encode(batch.prompts.media)
         sequences = join(batch.prompts, batch.responses)
         hidden = self.model(sequences.ids, sequences.mask, sequences.token_types, visuals)
-        # 2 compute logits where the next token belongs to the response, and nowhere else
         logits = self.model.logits(hidden[predicting_mask(sequences.response_mask)])
-        targets = sequences.ids[sequences.response_mask]
-        # 3 compare
-        return sft_loss(logits, targets), exact_match(logits, targets, sequences.response_mask)
+        return logits, sequences.ids[sequences.response_mask], sequences.response_mask
 
     def validation_step(self, batch: InstructionBatch, batch_idx: int) -> None:
         """Loss and exact match of one batch."""
@@ -106,19 +111,24 @@ class SFTModule(L.LightningModule):
         self.log("train/gradient_norm", gradient_norm(self.parameters()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep callables out of the file, which must load without unpickling code."""
+        """Keep callables out of the file, which must load without unpickling code; add the random state."""
         checkpoint["hyper_parameters"] = without_callables(checkpoint.get("hyper_parameters", {}))
+        save_random_state(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture, by name."""
+        """Refuse a checkpoint of another architecture, by name, and go on with its random numbers."""
         check_state(self, checkpoint)
+        restore_random_state(self._trainer, checkpoint)
 
     def _evaluate(self, phase: str, batch: InstructionBatch) -> None:
-        loss, matches = self.predict_responses(batch)
-        self.log(f"{phase}/loss", loss, batch_size=len(batch.keys), sync_dist=True)
-        self.log(f"{phase}/exact_match", matches.float().mean(), batch_size=len(batch.keys), sync_dist=True)
+        logits, targets, response_mask = self.predict_responses(batch)
+        counted = token_rows(response_mask, batch.real)
+        loss = sft_loss(logits, targets, weights=counted / counted.sum().clamp(min=1))
+        self.log(f"{phase}/loss", loss, batch_size=int(counted.sum()), sync_dist=True)
+        matches = exact_match(logits, targets, response_mask)[batch.real].float()
+        if len(matches):
+            self.log(f"{phase}/exact_match", matches.mean(), batch_size=len(matches))
         for index, name in enumerate(MODALITIES):
-            group = matches[batch.modality == index]
+            group = matches[batch.modality[batch.real] == index]
             if len(group):
-                key = f"{phase}/modality_exact_match/{name}"
-                self.log(key, group.float().mean(), batch_size=len(group))
+                self.log(f"{phase}/modality_exact_match/{name}", group.mean(), batch_size=len(group))

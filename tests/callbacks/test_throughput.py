@@ -48,7 +48,7 @@ def _pairs():
     ids = torch.zeros(2, dtype=torch.long)
     prompts = Prompts(*_rows(5, 3), {}, {})
     responses = Responses(*_rows(2, 1)), Responses(*_rows(1, 4))
-    return PreferenceBatch(prompts, *responses, torch.zeros(2), ids, ids, ["a", "b"])
+    return PreferenceBatch(prompts, *responses, torch.zeros(2), ids, ids, ["a", "b"], ids == 0, 0, [])
 
 
 def test_rates_are_counts_over_seconds_with_each_prompt_counted_once(monkeypatch):
@@ -61,7 +61,9 @@ def test_rates_are_counts_over_seconds_with_each_prompt_counted_once(monkeypatch
 
 def test_instructions_count_as_samples(monkeypatch):
     run, ids = Run(monkeypatch, every=1), torch.zeros(1, dtype=torch.long)
-    run.batch(InstructionBatch(Prompts(*_rows(4), {}, {}), Responses(*_rows(2)), ids, ids, ["a"]), 2.0)
+    prompts, responses = Prompts(*_rows(4), {}, {}), Responses(*_rows(2))
+    batch = InstructionBatch(prompts, responses, ids, ids, ["a"], ids == 0, 0, [])
+    run.batch(batch, 2.0)
     assert run.logged == {"train/samples_per_second": 0.5, "train/tokens_per_second": 3.0}
 
 

@@ -4,6 +4,7 @@
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import lightning as L
 import pytest
@@ -52,11 +53,16 @@ def data(digits, tiny_folder):
 
     def build(kind="preference", *, rank=0, world=1, accelerator=None, **options):
         module = MAKERS[kind](digits, tiny_folder, **options)
-        module.trainer = SimpleNamespace(
+        module.trainer = Mock(
+            spec=L.Trainer,
             world_size=world,
             global_rank=rank,
             accelerator=accelerator or CPUAccelerator(),
             limit_val_batches=1.0,
+            limit_train_batches=1.0,
+            current_epoch=0,
+            log_dir=None,
+            fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(restarting=False)),
         )
         module.setup("fit")
         return module
@@ -64,13 +70,25 @@ def data(digits, tiny_folder):
     return build
 
 
-def keys(loader, epoch=0):
-    loader.sampler.set_epoch(epoch)
-    return [key for batch in loader for key in batch.keys]
+def keys(loader, epoch=None):
+    """Keys of all real rows of an epoch; without a number, of what training has before it."""
+    if epoch is not None:
+        loader.sampler.begin = lambda: (epoch * len(loader.dataset.order), 0)
+    return [key for batch in loader for key in real_keys(batch)]
+
+
+def real_keys(batch):
+    return [key for key, real in zip(batch.keys, batch.real.tolist(), strict=True) if real]
+
+
+def steps(loader, epoch=0):
+    """Keys of the real rows of each step."""
+    loader.sampler.begin = lambda: (epoch * len(loader.dataset.order), 0)
+    return [real_keys(batch) for batch in loader]
 
 
 def names(dataset):
-    return [dataset.name(index) for index in range(len(dataset))]
+    return [":".join(dataset.place(index)) for index in range(len(dataset))]
 
 
 def tensors(batch):
@@ -125,16 +143,27 @@ def test_two_ranks_share_the_training_records_out(data):
     assert sorted(ranks[0] + ranks[1]) == sorted(keys(data().train_dataloader()))
 
 
-def test_two_ranks_take_turns_in_the_order_of_one(data):
-    ranks = [keys(data(rank=rank, world=2).train_dataloader(), epoch=1) for rank in (0, 1)]
-    assert [key for turn in zip(*ranks, strict=True) for key in turn] == keys(
-        data().train_dataloader(), epoch=1
-    )
+@pytest.mark.parametrize("batch_size", [8, 7])
+def test_ranks_share_each_step_of_the_order_of_one(batch_size, data):
+    ranks = [
+        steps(data(rank=rank, world=3, batch_size=batch_size).train_dataloader(), epoch=1)
+        for rank in range(3)
+    ]
+    together = [key for step in zip(*ranks, strict=True) for part in step for key in part]
+    assert together == keys(data().train_dataloader(), epoch=1)
 
 
-def test_two_ranks_take_turns_in_the_validation_records(data):
-    ranks = [keys(data(rank=rank, world=2).val_dataloader()) for rank in (0, 1)]
-    assert [key for turn in zip(*ranks, strict=True) for key in turn] == names(data().dataset("val"))
+def test_ranks_share_the_validation_records_each_once(data):
+    ranks = [steps(data(rank=rank, world=3, eval_batch_size=5).val_dataloader()) for rank in range(3)]
+    assert [len(steps_of_rank) for steps_of_rank in ranks] == [2, 2, 2]
+    together = [key for step in zip(*ranks, strict=True) for part in step for key in part]
+    assert together == names(data().dataset("val"))
+
+
+def test_a_rank_with_nothing_left_gets_a_row_that_counts_nowhere(data):
+    batches = list(data(rank=1, world=2, batch_size=PAIRS).train_dataloader())
+    assert [batch.real.tolist() for batch in batches] == [[False]]
+    assert batches[0].keys[0] in names(data().dataset("train"))
 
 
 @both_kinds
@@ -147,14 +176,14 @@ def test_evaluation_gives_every_record_in_the_order_of_the_shards(kind, data, di
         assert len(loader) == -(-HELDOUT // 5)
 
 
-def test_a_training_batch_that_is_not_full_is_left_out(data):
+def test_the_last_batch_holds_what_is_left(data):
     loader = data(batch_size=PAIRS - 1).train_dataloader()
-    assert [len(batch.keys) for batch in loader] == [PAIRS - 1]
+    assert [(len(batch.keys), batch.position) for batch in loader] == [(PAIRS - 1, PAIRS - 1), (1, PAIRS)]
 
 
 def test_evaluation_uses_the_size_of_training_batches_if_none_is_given(data):
-    assert data(batch_size=3).val_dataloader().batch_size == 3
-    assert data(batch_size=3, eval_batch_size=7).val_dataloader().batch_size == 7
+    assert data(batch_size=3).val_dataloader().dataset.batch_size == 3
+    assert data(batch_size=3, eval_batch_size=7).val_dataloader().dataset.batch_size == 7
 
 
 @pytest.mark.parametrize(
@@ -220,15 +249,6 @@ def test_training_without_training_shards_is_an_error(data):
         data(train=None)
 
 
-def test_a_batch_larger_than_the_data_of_every_rank_is_an_error(data):
-    assert len(data(batch_size=PAIRS // 2, world=2).train_dataloader()) == 1
-    fix = "lower data.batch_size or name more shards"
-    with pytest.raises(
-        InputError, match=f"holds {PAIRS} records, fewer than one batch of 25 on each of 2 ranks: {fix}"
-    ):
-        data(batch_size=25, world=2).train_dataloader()
-
-
 @both_kinds
 def test_shards_of_another_kind_are_refused(kind, data, digits):
     other = {"preference": "instruction", "instruction": "preference"}[kind]
@@ -241,7 +261,7 @@ def test_an_example_has_the_texts_and_the_pictures_of_its_record(modality, data)
     module = data()
     records = module.dataset("val")
     index = next(index for index in range(len(records)) if records.modality(index) == modality)
-    record, example = records[index], module.example("val", index)
+    record, example = records[index], module.example("val", records.name(index))
     assert example.prompt == "".join(part.get("text", "") for part in record.parts)
     assert [{"type": "text", "text": example.chosen}] == record.chosen[0]["content"]
     assert [{"type": "text", "text": example.rejected}] == record.rejected[0]["content"]

@@ -157,6 +157,8 @@ def truth(modality, question, row):
         if asked and "there" in question:
             row = numbers[1:] if question.startswith("Is") else numbers[:-1]
     q = question.lower()
+    if "scending order" in q:
+        return " ".join(map(str, sorted(row, reverse="descending" in q)))
     if "same" in q:
         return YES_NO[row[0] == row[1]]
     if "even" in q:

@@ -4,14 +4,17 @@
 import io
 import struct
 import zlib
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
+from ixc_lightning.datamodules import media
 from ixc_lightning.datamodules.media import MAX_IMAGE_PIXELS, decode_image, decode_video
 from ixc_lightning.types import InputError
 
@@ -100,19 +103,104 @@ def test_exif_orientation_is_applied(orientation):
     assert (decoded == TURNED[orientation](gradient())).all()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0junk", b"Exif\0\0", b"junk", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_exif_that_cannot_be_read_turns_nothing(exif):
+    decoded = pixels(encoded(Image.fromarray(gradient()), "JPEG", quality=100, subsampling=0, exif=exif))
+    assert np.abs(decoded - gradient()).max() <= LOSSY
+
+
+def photo(height=61, width=83):
+    """Noise over a ramp, of odd size: what decoders may round apart."""
+    noise = np.random.default_rng(7).integers(-40, 40, (height, width, 3))
+    return Image.fromarray((gradient(height, width) + noise).clip(0, 255).astype(np.uint8))
+
+
+JPEGS = {
+    **{f"subsampling {mode}": (photo(), {"quality": 80, "subsampling": mode}) for mode in (0, 1, 2)},
+    "progressive": (photo(), {"progressive": True}),
+    "grey": (photo().convert("L"), {}),
+    "poor": (photo(), {"quality": 5}),
+    "restart": (photo(), {"restart_marker_blocks": 2}),
+    "RGB": (photo(), {"keep_rgb": True}),
+    "one pixel": (photo(1, 1), {}),
+    "CMYK": (photo().convert("CMYK"), {}),
+    **{
+        f"turned {turn}": (
+            photo(),
+            {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0%c" % turn + bytes(6)},
+        )
+        for turn in range(1, 9)
+    },
+}
+
+
+@pytest.mark.parametrize("case", JPEGS)
+def test_the_turbo_decoder_gives_the_pixels_of_pillow(case, monkeypatch):
+    image, options = JPEGS[case]
+    data = encoded(image, "JPEG", **options)
+    decoded = []
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spied(simplejpeg.decode_jpeg, decoded))
+    with_turbo = pixels(data)
+    assert len(decoded) == (case != "CMYK")  # the two convert it differently
+    monkeypatch.setattr(media, "simplejpeg", None)
+    np.testing.assert_array_equal(with_turbo, pixels(data))
+    if case.startswith("turned"):
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        np.testing.assert_array_equal(with_turbo, np.asarray(upright))
+
+
+def spied(function, results):
+    """``function``, which also puts what it returns on a list."""
+
+    def call(*args, **kwargs):
+        results.append(function(*args, **kwargs))
+        return results[-1]
+
+    return call
+
+
+def test_what_the_turbo_decoder_refuses_is_left_to_pillow():
+    """A damaged byte near the end that libjpeg only warns of: one decoder is strict, the other is not."""
+    data = encoded(photo(), "JPEG")
+    damaged = next(
+        damaged
+        for place in range(3, 300)
+        for damaged in [data[:-place] + bytes([data[-place] ^ 0x55]) + data[len(data) - place + 1 :]]
+        if is_refused(damaged)
+    )
+    with Image.open(io.BytesIO(damaged)) as image:
+        np.testing.assert_array_equal(pixels(damaged), np.asarray(image))
+
+
+def is_refused(data):
+    try:
+        simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        return "Corrupt JPEG data" in str(error)
+    return False
+
+
+def chunk(tag, body):
+    return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+
+def png(width, height, rows, *, depth=8, colour=2):
+    size = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = [(b"IHDR", size), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
 def png_header(width, height):
     """A PNG that claims a size and holds almost nothing."""
+    return png(width, height, b"\0")
 
-    def chunk(tag, body):
-        return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
 
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", size)
-        + chunk(b"IDAT", zlib.compress(b"\0"))
-        + chunk(b"IEND", b"")
-    )
+def test_sixteen_bit_colour_and_transparency_keep_their_high_bytes():
+    colour = struct.pack(">x6H", 256 * 10, 65535, 0, 256 * 200, 256 * 7, 255)
+    assert pixels(png(2, 1, colour, depth=16))[0].tolist() == [[10, 255, 0], [200, 7, 0]]
+    with_alpha = struct.pack(">x8H", 0, 0, 0, 0, 256 * 9, 256 * 8, 256 * 7, 65535)
+    assert pixels(png(2, 1, with_alpha, depth=16, colour=6))[0].tolist() == [[255] * 3, [9, 8, 7]]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -124,7 +212,14 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(side):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"not a picture", b"%PDF-1.7", encoded(Image.fromarray(gradient()), "BMP"), png_header(0, 5)],
+    [
+        b"",
+        b"\xff\xd8\xff",
+        b"not a picture",
+        b"%PDF-1.7",
+        encoded(Image.fromarray(gradient()), "BMP"),
+        png_header(0, 5),
+    ],
 )
 def test_what_is_no_picture_is_refused_without_addresses_in_the_message(data):
     with pytest.raises(InputError, match=r"a.tar:k1/00.jpg: cannot be decoded .* drop the record") as error:
@@ -202,6 +297,77 @@ def test_a_short_clip_gives_all_of_its_frames():
 
 def test_sound_beside_the_picture_does_no_harm():
     assert decode_video(clip(RAMP, audio=True), frames=3, where=WHERE).indices == [0, 18, 36]
+
+
+def with_times(times, *, container="mp4"):
+    """A clip whose frames, grey 20, 26, 32 and so on, come at these times in tenths of a second."""
+    stream = io.BytesIO()
+    with av.open(stream, "w", format=container) as output:
+        video = output.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt, video.gop_size = 32, 16, "yuv420p", 4
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), RAMP[number], np.uint8))
+            frame.pts, frame.time_base = time, Fraction(1, 10)
+            output.mux(video.encode(frame))
+        output.mux(video.encode())
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_at_a_variable_frame_rate_frames_are_counted_and_their_times_told(container):
+    times = [0, 1, 2, 3, 4, 5, 6, 7, 30, 60, 90, 91]
+    decoded = decode_video(with_times(times, container=container), frames=4, where=WHERE)
+    assert decoded.indices == [0, 4, 7, 11]
+    assert decoded.timestamps == pytest.approx([0, 0.4, 0.7, 9.1], abs=1e-3)
+    assert np.abs(np.array(greys(decoded)) - np.array(RAMP)[decoded.indices]).max() < 3
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
+def test_a_video_of_zero_length_is_named(container):
+    stream = io.BytesIO()
+    with av.open(stream, "w", format=container) as output:
+        video = output.add_stream("libx264", rate=5)
+        video.width, video.height, video.pix_fmt = 32, 16, "yuv420p"
+        output.start_encoding()
+    with pytest.raises(
+        InputError, match=r"00.jpg: (has no (frames|video stream)|cannot be decoded \(End of)"
+    ):
+        decode_video(stream.getvalue(), frames=4, where=WHERE)
+
+
+def test_a_clip_of_too_many_frames_is_refused(monkeypatch):
+    monkeypatch.setattr(media, "MAX_CLIP_LENGTH", len(RAMP))
+    assert decode_video(clip(RAMP), frames=2, where=WHERE).num_frames == len(RAMP)
+    monkeypatch.setattr(media, "MAX_CLIP_LENGTH", len(RAMP) - 1)
+    with pytest.raises(InputError, match=r"a.tar:k1/00.jpg: has more than 36 frames; cut it"):
+        decode_video(clip(RAMP), frames=2, where=WHERE)
+
+
+def test_frames_that_take_too_much_memory_together_are_refused(monkeypatch):
+    monkeypatch.setattr(media, "MAX_CLIP_PIXELS", 4 * 32 * 16)
+    assert len(decode_video(clip(RAMP), frames=4, where=WHERE).frames) == 4
+    with pytest.raises(InputError, match=r"5 frames of 32x16 are too much; ask for fewer"):
+        decode_video(clip(RAMP), frames=5, where=WHERE)
+
+
+@pytest.mark.parametrize(("gop", "decoded"), [(250, 37), (1, 3), (12, 1 + 7 + 1)])
+def test_only_what_is_needed_is_decoded_and_too_much_of_it_is_refused(gop, decoded, monkeypatch):
+    """Frames 0, 18 and 36: with a keyframe every 12 frames, 1 + (12 … 18) + 1 of them."""
+    data = clip(RAMP, gop=gop, options={"sc_threshold": "0"})
+    monkeypatch.setattr(media, "MAX_DECODED_PIXELS", decoded * 32 * 16)
+    assert decode_video(data, frames=3, where=WHERE).indices == [0, 18, 36]
+    monkeypatch.setattr(media, "MAX_DECODED_PIXELS", decoded * 32 * 16 - 1)
+    with pytest.raises(InputError, match=r"00.jpg: has too few keyframes for its length and size; write it"):
+        decode_video(data, frames=3, where=WHERE)
+
+
+def test_a_stream_that_grows_is_refused_before_the_larger_frames_are_decoded(monkeypatch):
+    data = clip(RAMP, container="mpegts", size=32) + clip(RAMP, container="mpegts", size=64, rate=7)
+    with pytest.raises(InputError, match="frames can be decoded to one size"):
+        decode_video(data, frames=6, where=WHERE)
+    monkeypatch.setattr(media, "MAX_IMAGE_PIXELS", 32 * 16 + 100)
+    with pytest.raises(InputError, match=r"cannot be decoded \(Invalid data"):
+        decode_video(data, frames=6, where=WHERE)
 
 
 ONE = 1 << 16

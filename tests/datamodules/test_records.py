@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ixc_lightning.datamodules.record_checks import MAX_JSON_BYTES
 from ixc_lightning.datamodules.records import FIELDS, Kind, parse_record
 from ixc_lightning.types import InputError, Record
 
@@ -89,6 +90,10 @@ def test_file_names_are_lower_case_as_readers_make_them():
     part = {"type": "image", "file": "00.JPG"}
     record = parse(changed("messages", 0, "content", 0, to=part))
     assert record.messages[0]["content"][0]["file"] == "00.jpg"
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else 1
 
 
 BAD = {
@@ -199,6 +204,74 @@ BAD = {
         "",
     ),
     "margin huge": (changed("margin", to=10**400), "margin: must be finite", ""),
+    "margin endless": (
+        b'{"margin": ' + b"9" * 1001 + b"}",
+        "json: holds a number of 1,001 digits",
+        "drop it",
+    ),
+    "too long": (
+        b" " * (MAX_JSON_BYTES + 1),
+        "json: has 16,000,001 bytes, the limit is 16,000,000",
+        "drop the",
+    ),
+    "field twice": (
+        b'{"id": "1", "margin": 1, "margin": 2}',
+        "json: the field 'margin' comes twice in one object",
+        "keep one",
+    ),
+    "answer NaN": (
+        changed("answer", to=[{"x": float("nan")}]),
+        "answer: holds nan, which is no JSON",
+        "null",
+    ),
+    "answer inf": (changed("answer", to=float("-inf")), "answer: holds -inf, which is no JSON", "null"),
+    "answer huge": (
+        json.dumps(PAIR).replace('["any"', "[1e999").encode(),
+        "answer: holds inf, which is no JSON",
+        "null",
+    ),
+    "answer surrogate": (changed("answer", to={"\udc00": 1}), "answer: holds half of a surrogate pair", ""),
+    "answer deep": (
+        changed("answer", to=nested(33)),
+        "answer: is nested more than 32 levels deep",
+        "flatter",
+    ),
+    "path": (
+        changed("messages", 0, "content", 0, "file", to="../../etc/passwd"),
+        "content[0].file: '../../etc/passwd' is a path or an address; media lie in the tar",
+        "write 00.jpg",
+    ),
+    "address": (
+        changed("messages", 0, "content", 0, "file", to="https://example.com/00.jpg"),
+        "content[0].file: 'https://example.com/00.jpg' is a path or an address",
+        "write 00.jpg",
+    ),
+    "backslash": (
+        changed("messages", 0, "content", 0, "file", to="..\\00.jpg"),
+        "is a path or an address",
+        "00.jpg",
+    ),
+    "long name": (
+        changed("x" * 10_000, to=1),
+        "x" * 80 + "…: unknown field; known are",
+        "",
+    ),
+    "odd name": (changed("a\x1b[2J\n", to=1), "a\ufffd[2J\ufffd: unknown field", ""),
+    "placeholder": (
+        changed("chosen", to="<image>\nIt is 7."),
+        "chosen[0].content: holds '<image>', the placeholder of a picture",
+        "take it out",
+    ),
+    "model's placeholder": (
+        changed("rejected", to="It is <|vision_start|><|image_pad|>."),
+        "rejected[0].content: holds '<|vision_start|>', the placeholder of a picture",
+        "take it out",
+    ),
+    "system placeholder": (
+        changed("messages", to=[{"role": "system", "content": "<ImageHere>"}, *PAIR["messages"]]),
+        "messages[0].content: holds '<ImageHere>'",
+        "take it out",
+    ),
     "margin negative": (changed("margin", to=-1), "margin: must be finite and not negative", "swap chosen"),
 }
 
@@ -210,6 +283,29 @@ def test_each_fault_has_a_message_with_shard_key_field_and_advice(raw, problem, 
     assert str(error.value).startswith("data/a.tar, sample 'k1', ")
     assert problem in str(error.value)
     assert advice in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Write <image> where the picture goes.",
+        "```html\n<video>\n <source src='a.mp4'>\n</video>\n```",
+        "```xml\n<image>\n</image>\n```",
+        "a <| b |> c",
+    ],
+)
+def test_markup_in_a_response_is_no_placeholder(text):
+    assert parse(changed("chosen", to=text)).chosen[0]["content"][0]["text"] == text
+
+
+def test_an_answer_may_be_as_deep_as_the_limit():
+    assert parse(changed("answer", to=nested(32))).answer == nested(32)
+
+
+def test_a_record_of_many_names_twice_is_refused_at_once():
+    data = b"{" + b",".join(b'"%d":1' % number for number in range(200_000)) + b',"199999":1}'
+    with pytest.raises(InputError, match="the field '199999' comes twice"):
+        parse(data)
 
 
 @pytest.mark.parametrize("kind", [Kind.INSTRUCTION, Kind.PROMPT])

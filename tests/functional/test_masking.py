@@ -6,7 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ixc_lightning.functional.masking import join, last_index, last_pool, mean_pool, stack, token_pool
+from ixc_lightning.functional.masking import (
+    join,
+    last_index,
+    last_pool,
+    mean_pool,
+    pad_left,
+    stack,
+    token_pool,
+)
 from ixc_lightning.types import Prompts, Responses
 
 EXACT = 1e-6
@@ -132,3 +140,16 @@ def test_pooling_of_bfloat16_is_float32(pool):
 def test_last_index_of_rows_of_every_kind():
     mask = torch.tensor([[True, False, True], [True, False, False], [False, False, False]])
     assert last_index(mask).tolist() == [2, 0, 0]
+
+
+@given(rows, st.sampled_from(["left", "right"]), st.integers(0, 2))
+def test_padding_moves_to_the_left_and_the_tokens_keep_their_order(pairs, side, extra):
+    prompts, _ = _batch(pairs, prompt_side=side, extra=extra)
+    moved = pad_left(prompts)
+    longest = max(len(prompt) for prompt, _ in pairs)
+    types = moved.token_types["token_type_ids"]
+    for row, (prompt, _) in enumerate(pairs):
+        gap = longest - len(prompt)
+        assert moved.ids[row].tolist() == [0] * gap + prompt
+        assert moved.mask[row].tolist() == [False] * gap + [True] * len(prompt)
+        assert types[row].tolist() == [0] * gap + [token % 2 for token in prompt]

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ixc_lightning.functional.media import merge_media
+from ixc_lightning.functional.media import entries_per_row, merge_media, places_of_rows
 
 
 def test_pictures_are_joined_in_row_order() -> None:
@@ -47,3 +49,30 @@ def test_the_samples_are_left_alone() -> None:
 def test_another_number_of_axes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pixel_values has \(1, 2\) and \(1, 2, 3\)"):
         merge_media([{"pixel_values": torch.ones(1, 2)}, {"pixel_values": torch.ones(1, 2, 3)}])
+
+
+counted = st.lists(st.integers(0, 3), min_size=1, max_size=5)
+
+
+@given(counted, st.data())
+def test_the_places_of_rows_equal_a_loop(counts: list[int], data: st.DataObject) -> None:
+    rows = data.draw(st.lists(st.integers(0, len(counts) - 1), max_size=6))
+    entries = [row for row, count in enumerate(counts) for _ in range(count)]
+    expected = [place for row in rows for place, owner in enumerate(entries) if owner == row]
+    found = places_of_rows(torch.tensor(counts), torch.tensor(rows, dtype=torch.long))
+    assert found.tolist() == expected
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 4), max_size=3), min_size=1, max_size=5).filter(any), st.integers(1, 4)
+)
+def test_pictures_are_counted_by_the_tokens_of_their_rows(sizes: list[list[int]], merge: int) -> None:
+    patches = torch.tensor([size * merge for row in sizes for size in row])
+    tokens = torch.tensor([sum(row) for row in sizes])
+    assert entries_per_row(patches, tokens).tolist() == [len(row) for row in sizes]
+
+
+@pytest.mark.parametrize(("patches", "tokens"), [([4, 8], [2, 1]), ([4, 4], [1, 2]), ([4, 5], [1, 1])])
+def test_pictures_that_do_not_end_with_their_rows_are_refused(patches: list[int], tokens: list[int]) -> None:
+    with pytest.raises(ValueError, match="do not add up"):
+        entries_per_row(torch.tensor(patches), torch.tensor(tokens))

@@ -51,7 +51,7 @@ def ordered(data: L.LightningDataModule, batches: list[slice]) -> None:
     """Make every step of text and pictures in turn, and give its ``batches`` one after the other."""
 
     def loader() -> DataLoader:
-        dataset = ShardDataset(data.shards["train"], kind=data.kind)
+        dataset = ShardDataset(data.sources[0].shards, kind=data.kind)
         kinds = [dataset.modality(index) for index in range(len(dataset))]
         text = [index for index, kind in enumerate(kinds) if kind == "text"]
         media = [index for index, kind in enumerate(kinds) if kind != "text"]

@@ -26,6 +26,7 @@ PROJECTORS = {
     "llava_onevision": ("multi_modal_projector", "image_newline"),
     "smolvlm": ("connector",),
     "gemma3": ("multi_modal_projector",),
+    "internlm_xcomposer2": ("multi_modal_projector",),
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_picture_family = pytest.mark.parametrize("family", PICTURES)

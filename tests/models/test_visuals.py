@@ -36,6 +36,90 @@ def test_repeating_visuals_copies_no_features(tiny, family):
     assert len(tokens) == 6
 
 
+CHOICES = {
+    "one row": [1],
+    "in another order": [3, 0, 2, 1],
+    "with repeats": [2, 2, 0, 2],
+    "of any copy": [5, 0, 11, 4],
+}
+
+
+@every_picture_family
+@pytest.mark.parametrize("rows", CHOICES.values(), ids=CHOICES)
+def test_selected_visuals_equal_encoding_the_rows_alone(tiny, family, rows):
+    it = tiny(family)
+    items = it.samples()
+    batch = collate(items)
+    chosen = collate([items[row % len(items)] for row in rows])
+    with torch.no_grad():
+        visuals = it.backbone.encode(batch.media).located(batch, it.backbone.config).repeat(3)
+        selected = visuals.select(torch.tensor(rows))
+        assert_close(run(it.backbone, chosen, selected), run(it.backbone, chosen))
+
+
+@every_picture_family
+def test_all_rows_of_a_stacked_batch_are_selected_as_they_are(tiny, family):
+    it = tiny(family)
+    batch = collate(it.samples())
+    with torch.no_grad():
+        visuals = it.backbone.encode(batch.media).located(batch, it.backbone.config)
+        every = torch.arange(2 * len(batch.ids))
+        selected, stacked = visuals.repeat(2).select(every), visuals.repeat(2)
+    assert selected.grids.keys() == stacked.grids.keys()
+    assert all(torch.equal(selected.grids[name], grid) for name, grid in stacked.grids.items())
+    for kind, features in visuals.features.items():
+        assert torch.equal(selected.features[kind].tokens, features.tokens.repeat(2, 1))
+        assert len(selected.features[kind].deepstack) == len(features.deepstack)
+
+
+@every_picture_family
+def test_a_selection_can_be_selected_from_and_stacked(tiny, family):
+    it = tiny(family)
+    items = it.samples()
+    batch = collate(items)
+    with torch.no_grad():
+        visuals = it.backbone.encode(batch.media).located(batch, it.backbone.config)
+        twice = visuals.select(torch.tensor([2, 1])).select(torch.tensor([1, 0])).repeat(2)
+        chosen = collate([items[row] for row in (1, 2, 1, 2)])
+        assert_close(run(it.backbone, chosen, twice), run(it.backbone, chosen))
+
+
+@every_picture_family
+def test_rows_of_text_select_nothing(tiny, family):
+    it = tiny(family)
+    batch = collate(it.samples(["text", "image"]))  # text, picture, picture, text
+    visuals = it.backbone.encode(batch.media).located(batch, it.backbone.config)
+    assert visuals.select(torch.tensor([0, 3, 4])) is None
+    assert visuals.select(torch.tensor([0, 2])) is not None
+
+
+@every_picture_family
+def test_the_gradient_of_a_selected_picture_reaches_its_own_pixels(tiny, family):
+    it = tiny(family)
+    batch = collate(it.samples(["image"]))
+    visuals = it.backbone.encode(batch.media).located(batch, it.backbone.config)
+    leaf = visuals.features["image"].tokens.clone().requires_grad_()
+    features = {"image": visuals.features["image"]._replace(tokens=leaf)}
+    selected = visuals._replace(features=features).select(torch.tensor([1, 1]))
+    selected.features["image"].tokens.sum().backward()
+    first = int(visuals.counts["image"][0])
+    assert not leaf.grad[:first].any()
+    assert torch.equal(leaf.grad[first:], torch.full_like(leaf.grad[first:], 2.0))
+
+
+def test_visuals_that_do_not_know_their_rows_cannot_be_selected_from(tiny):
+    visuals = tiny("internvl").backbone.encode(collate(tiny("internvl").samples(["image"])).media)
+    with pytest.raises(ValueError, match=r"call located\(\) first"):
+        visuals.select(torch.tensor([0]))
+
+
+def test_visuals_of_other_prompts_are_told(tiny):
+    it = tiny("internvl")
+    visuals = it.backbone.encode(collate(it.samples(["image"])).media)
+    with pytest.raises(ValueError, match=r"hold \d+ image tokens, but \d+ were encoded"):
+        visuals.located(collate(it.samples(["images"])), it.backbone.config)
+
+
 @every_picture_family
 def test_visuals_survive_being_used(tiny, family):
     it = tiny(family)

@@ -189,6 +189,9 @@ def _as_batch(pairs, margin):
         none,
         none,
         ["a", "b", "c"],
+        none == 0,
+        0,
+        [],
     )
 
 
@@ -205,7 +208,7 @@ def test_loss_and_gradients_equal_those_of_trl(centre_coef, tiny, tmp_path):
     module.configure_model()
     module.model.save_pretrained(tmp_path / "start")
     batch = _as_batch(pairs, margin)
-    ours = module.loss(batch, *module.score(batch))
+    ours = module.loss(batch, *module.score(batch), batch.real / batch.real.sum())
     ours.backward()
 
     judge = AutoModelForSequenceClassification.from_pretrained(tmp_path / "start", num_labels=1)

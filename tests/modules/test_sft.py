@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 
 from ixc_lightning.functional.masking import join
+from ixc_lightning.functional.sft import exact_match, sft_loss
 from ixc_lightning.models import Backbone
 from ixc_lightning.modules import SFTModule
 from ixc_lightning.types import MODALITIES
@@ -64,7 +65,7 @@ def _full_logits(module, batch):
 
 @torch.no_grad()
 def test_the_loss_is_that_of_all_logits_with_the_prompt_labelled_away(module, batch):
-    loss, _ = module.predict_responses(batch)
+    loss = sft_loss(*module.predict_responses(batch)[:2])
     logits, labels = _full_logits(module, batch)
     expected = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     assert loss.item() == pytest.approx(expected.item(), abs=SAME)
@@ -75,14 +76,14 @@ def test_a_response_matches_where_every_likeliest_token_is_the_true_one(module, 
     logits, labels = _full_logits(module, batch)
     guesses = torch.nn.functional.pad(logits.argmax(dim=-1)[:, :-1], (1, 0))
     expected = ((guesses == labels) | (labels == -100)).all(dim=1)
-    assert torch.equal(module.predict_responses(batch)[1], expected)
+    assert torch.equal(exact_match(*module.predict_responses(batch)), expected)
 
 
 def test_what_the_head_says_about_prompt_tokens_gets_no_gradient(module, batch):
     seen = []
     head = module.model.logits
     module.model.logits = lambda hidden: seen.append(hidden) or head(hidden)
-    module.predict_responses(batch)[0].backward()
+    sft_loss(*module.predict_responses(batch)[:2]).backward()
     assert [len(hidden) for hidden in seen] == [int(batch.responses.mask.sum())]
 
 

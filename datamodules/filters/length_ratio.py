@@ -1,23 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that leave training records out, each reporting how many."""
+"""The paper's length constraint: a chosen response may not be much longer than the rejected one."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
+from ixc_lightning.datamodules.filters.base import Filter
 from ixc_lightning.datamodules.processing import ChatEncoder
 from ixc_lightning.types import InputError, Record
-
-
-class Filter(ABC):
-    """A rule over records; name yours by ``class_path`` in a recipe.
-
-    It sees records without their media, so that a pass over a large data set reads the texts alone.
-    """
-
-    @abstractmethod
-    def keep(self, record: Record, encoder: ChatEncoder) -> bool:
-        """Whether the record stays in the training data."""
 
 
 class LengthRatio(Filter):

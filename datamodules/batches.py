@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the order of the samples to batches: each worker makes whole batches, each batch knows its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from ixc_lightning.datamodules.collate import Collator, Sample
+from ixc_lightning.datamodules.order import FILL, Order
+from ixc_lightning.datamodules.quarantine import BadSample
+from ixc_lightning.types import InputError, Record
+
+MAX_TRIES = 1000
+"""Samples that are tried in a row when a batch needs a good one and has none."""
+
+
+@runtime_checkable
+class Records(Protocol):
+    """What records are read from: a ``ShardDataset``, or a selection of its records."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+
+    def record(self, index: int, *, media: bool = True) -> Record:
+        """Return record ``index``."""
+
+    def place(self, index: int) -> tuple[str, str]:
+        """Return shard and key of record ``index``."""
+
+
+class BatchDataset(Dataset[Any]):
+    """The batches of one rank, each by the place in the order where the step of all ranks begins.
+
+    A step takes ``world_size`` · ``batch_size`` samples that follow each other in the order; each rank takes
+    its slice of them. The slice is shorter where the order ends or samples are bad. One that is empty gets a
+    copy of a good sample, marked as not real, so that no rank waits for another.
+
+    Args:
+        records: where the records are.
+        order: which of them comes when.
+        collator: encodes and collates them.
+        batch_size: rows of a full batch.
+        rank: this process.
+        world_size: number of processes.
+        keeps_going: whether a bad sample is left out and reported with its batch; else it raises.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        order: Order,
+        collator: Collator[Any],
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        keeps_going: bool,
+    ) -> None:
+        self.records = records
+        self.order = order
+        self.collator = collator
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.keeps_going = keeps_going
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.order) // self.step)
+
+    @property
+    def step(self) -> int:
+        """Samples of one step, of all ranks together."""
+        return self.batch_size * self.world_size
+
+    def __getitem__(self, start: int) -> Any:
+        """Return this rank's batch of the step that begins at ``start``, counted over all epochs.
+
+        Raises:
+            InputError: naming the record, if one is bad and ``keeps_going`` is off, or all are.
+        """
+        epoch, place = divmod(start, len(self.order))
+        places = place + self.rank * self.batch_size + np.arange(self.batch_size)
+        indices = self.order.records(epoch, places)
+        bad: list[BadSample] = []
+        found = [self._sample(int(index), bad) for index in indices if index != FILL]
+        samples = [sample for sample in found if sample]
+        return self.collator.collate(
+            samples or [self._any_sample(epoch, place)],
+            real=[True] * len(samples) or [False],
+            position=epoch * len(self.order) + min(place + self.step, len(self.order)),
+            bad=bad,
+        )
+
+    def _sample(self, index: int, bad: list[BadSample]) -> Sample | None:
+        """Return a record and what it is encoded to; a bad one is put on the list."""
+        try:
+            record = self.records.record(index)
+            return record, self.collator.encode(record)
+        except InputError as error:
+            if not self.keeps_going:
+                raise
+            bad.append(self._name(index, error))
+            return None
+
+    def _name(self, index: int, error: InputError) -> BadSample:
+        try:
+            shard, key = self.records.place(index)
+        except InputError:  # the index of its shard is damaged, so nobody knows its key
+            shard, key = "", ""
+        return BadSample(key, shard, str(error))
+
+    def _any_sample(self, epoch: int, place: int) -> Sample:
+        """Return a good sample from before ``place``, or from behind it, to fill a batch that has none."""
+        for step in range(1, min(MAX_TRIES, len(self.order)) + 1):
+            index = self.order.records(epoch, np.array([(place - step) % len(self.order)]))[0]
+            if index != FILL and (sample := self._sample(int(index), [])):
+                return sample
+        raise InputError(
+            f"{min(MAX_TRIES, len(self.order)):,} samples in a row are bad; look at the list of bad samples, "
+            "and mend the data"
+        )
+
+
+class StepSampler(DistributedSampler[Any]):
+    """Where the steps of an epoch begin, from wherever training is.
+
+    It is a ``DistributedSampler`` by type alone, so that Lightning leaves it in place: the ranks' shares are
+    the datasets' business.
+
+    Args:
+        dataset: makes the batches.
+        begin: tells, when an epoch is begun, at which place, and how many steps of it are done.
+    """
+
+    def __init__(self, dataset: BatchDataset, begin: Callable[[], tuple[int, int]]) -> None:
+        super().__init__(dataset, num_replicas=1, rank=0, shuffle=False)
+        self.batches = dataset
+        self.begin = begin
+
+    def __iter__(self) -> Iterator[int]:
+        start, _ = self.begin()
+        size = len(self.batches.order)
+        return iter(range(start, (start // size + 1) * size, self.batches.step))
+
+    def __len__(self) -> int:
+        """Steps of the epoch that is begun, those done before a resume included."""
+        start, done = self.begin()
+        size = len(self.batches.order)
+        has_ended = done > 0 and start % size == 0
+        return done if has_ended else done - (start % size - size) // self.batches.step
+
+
+class ResumingLoader(DataLoader[Any]):
+    """A loader whose sampler goes on where training stopped.
+
+    Lightning takes loaders with a state for resumable ones. What there is to know is in the datamodule's
+    state, which is the same for all ranks.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing of its own."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing of its own."""

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which sample comes when: the global order of an epoch, as a function.
+
+The order follows from (seed, epoch, mixture) alone. It knows no ranks and no workers: a rank takes its slice
+of every step, and a run that resumes goes on at a number, the samples consumed so far. What is kept in memory
+grows with the shards (a few numbers each), never with the samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from ixc_lightning.datamodules.permutation import key_of, mix, permute
+
+Places = Int64[np.ndarray, " N"]
+FILL = -1
+"""In place of a record's number: nothing comes here."""
+
+
+class Order(ABC):
+    """The records of every epoch, by their places in it."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Places of an epoch, the same in every epoch."""
+
+    @abstractmethod
+    def records(self, epoch: int, places: Places) -> Places:
+        """Numbers of the records at ``places`` of an epoch; ``FILL`` where there is none."""
+
+
+class SequentialOrder(Order):
+    """Every record once, in the order of the shards.
+
+    Args:
+        size: number of records.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def records(self, epoch: int, places: Places) -> Places:
+        """The places themselves, and ``FILL`` behind the last one."""
+        return np.where(places < self.size, places, FILL)
+
+
+class ShuffledSource:
+    """One set of shards, passed through again and again, shuffled anew in each pass.
+
+    The shards of a pass are shuffled, and the samples of ``window`` neighbouring shards among each other. So
+    what is read at a time lies in few shards, as disks and remote stores like it.
+
+    Args:
+        counts: samples of each shard.
+        window: shards whose samples are mixed; as many as there are mixes everything.
+        key: what the shuffles depend on besides the pass.
+    """
+
+    def __init__(self, counts: Sequence[int] | Places, *, window: int, key: int) -> None:
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.first = np.cumsum(self.counts) - self.counts
+        self.window = window
+        self.key = key
+        self.size = int(self.counts.sum())
+        self._layout = lru_cache(maxsize=2)(self._lay_out)
+
+    def records(self, serials: Places) -> Places:
+        """Numbers of the records that come as number ``serials`` when passes follow each other."""
+        passes = serials // self.size
+        found = np.empty_like(serials)
+        for number in np.unique(passes):
+            chosen = passes == number
+            found[chosen] = self._in_pass(int(number), serials[chosen] % self.size)
+        return found
+
+    def _in_pass(self, number: int, places: Places) -> Places:
+        shards, ends, window_ends = self._layout(number)
+        windows = np.searchsorted(window_ends, places, side="right")
+        mixed = np.empty_like(places)
+        for window in np.unique(windows):
+            chosen = windows == window
+            start = int(window_ends[window - 1]) if window else 0
+            size = int(window_ends[window]) - start
+            key = key_of(self.key, number, int(window))
+            mixed[chosen] = start + permute(places[chosen] - start, size, key)
+        slots = np.searchsorted(ends, mixed, side="right")
+        shard = shards[slots]
+        return self.first[shard] + mixed - (ends[slots] - self.counts[shard])
+
+    def _lay_out(
+        self, number: int
+    ) -> tuple[Int64[np.ndarray, " S"], Int64[np.ndarray, " S"], Int64[np.ndarray, " W"]]:
+        """The shards in the order of a pass, where each ends, and where each window ends."""
+        key = np.uint64(key_of(self.key, number))
+        shards = np.argsort(mix(np.arange(len(self.counts), dtype=np.uint64) ^ key), kind="stable")
+        ends = np.cumsum(self.counts[shards])
+        return shards, ends, np.append(ends[self.window - 1 : -1 : self.window], ends[-1])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_layout"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._layout = lru_cache(maxsize=2)(self._lay_out)
+
+
+class Part(NamedTuple):
+    """A source in a mixture.
+
+    Attributes:
+        counts: samples of each of its shards.
+        weight: passes over the source in one epoch.
+    """
+
+    counts: Sequence[int] | Places
+    weight: float = 1.0
+
+
+class TrainingOrder(Order):
+    """Sources mixed evenly over the epoch, each shuffled, and grouped by length if asked for.
+
+    A source of n samples and weight w gives ``round(w · n)`` samples to every epoch; where that is no whole
+    pass, the next epoch goes on where this one stopped, so that every sample comes equally often. Sources
+    take turns as evenly as whole numbers allow, sample by sample or unit by unit.
+
+    Grouping sorts the samples of a pool of neighbouring units by cost, cuts them into units, and shuffles the
+    units: a batch holds samples of like length, while what an epoch holds stays the same.
+
+    Args:
+        parts: the sources, in the order in which their records are numbered.
+        seed: fixes the order.
+        window: shards of a source whose samples are mixed.
+        mix: what the sources take turns with: ``samples``, or ``units`` that come from one source each. A
+            source's last unit of an epoch is then filled up with ``FILL``.
+        unit: samples of a unit; the batch of one rank, usually.
+        pool: units that are grouped by length together; 0 does not group.
+        costs: relative costs of the records of given numbers, such as their lengths; needed to group.
+
+    Attributes:
+        fingerprint: the same for the same order, so that a place in it can be told from one in another.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        seed: int,
+        window: int = 32,
+        mix: Literal["samples", "units"] = "samples",
+        unit: int = 1,
+        pool: int = 0,
+        costs: Callable[[Places], Int64[np.ndarray, " N"]] | None = None,
+    ) -> None:
+        self.sources = [
+            ShuffledSource(part.counts, window=window, key=key_of(seed, number))
+            for number, part in enumerate(parts)
+        ]
+        sizes = np.array([source.size for source in self.sources])
+        self.first = np.cumsum(sizes) - sizes
+        self.shares = [
+            max(1, round(part.weight * source.size)) for part, source in zip(parts, self.sources, strict=True)
+        ]
+        self.seed, self.unit, self.pool, self.costs = seed, unit, pool, costs
+        self.turn = unit if mix == "units" else 1
+        units = unit if pool or mix == "units" else 1
+        layout = hashlib.sha256(b"".join(source.counts.tobytes() for source in self.sources)).hexdigest()
+        self.fingerprint = str(key_of(seed, window, mix, units, pool, *self.shares, layout))
+        self._pool = lru_cache(maxsize=2)(self._sort_pool)
+
+    def __len__(self) -> int:
+        return sum(self._turns()) * self.turn
+
+    def records(self, epoch: int, places: Places) -> Places:
+        """Numbers of the records at ``places``, grouped by length where that is asked for."""
+        inside = places < len(self)
+        found = np.full_like(places, FILL)
+        if self.pool:
+            found[inside] = self._grouped(epoch, places[inside])
+        else:
+            found[inside], _ = self._mixed(epoch, places[inside])
+        return found
+
+    def _turns(self) -> list[int]:
+        """Turns of each source in an epoch."""
+        return [-(-share // self.turn) for share in self.shares]
+
+    def _mixed(self, epoch: int, places: Places) -> tuple[Places, Places]:
+        """Numbers of the records before they are grouped, and the source whose turn it is."""
+        turns, offsets = np.divmod(places, self.turn)
+        found, source = np.full_like(places, FILL), np.empty_like(places)
+        rest = np.arange(len(places))
+        total = sum(self._turns())
+        for number, count in enumerate(self._turns()):
+            before, behind = _dealt(turns, count, total), _dealt(turns + 1, count, total)
+            takes = behind > before
+            serials = before[takes] * self.turn + offsets[rest[takes]]
+            found[rest[takes]] = self._of_source(number, epoch, serials)
+            source[rest[takes]] = number
+            turns, rest, total = (turns - before)[~takes], rest[~takes], total - count
+        return found, source
+
+    def _of_source(self, number: int, epoch: int, serials: Places) -> Places:
+        share = self.shares[number]
+        found = np.full_like(serials, FILL)
+        real = serials < share
+        if real.any():
+            found[real] = self.first[number] + self.sources[number].records(epoch * share + serials[real])
+        return found
+
+    def _grouped(self, epoch: int, places: Places) -> Places:
+        size = self.unit * self.pool
+        found = np.empty_like(places)
+        for pool in np.unique(places // size):
+            chosen = places // size == pool
+            found[chosen] = self._pool(epoch, int(pool))[places[chosen] - pool * size]
+        return found
+
+    def _sort_pool(self, epoch: int, pool: int) -> Places:
+        """The records of a pool in their new order; equal costs stay in the order they came in."""
+        assert self.costs is not None
+        size = self.unit * self.pool
+        records, source = self._mixed(epoch, np.arange(pool * size, min((pool + 1) * size, len(self))))
+        costs = np.full_like(records, -1)
+        costs[records != FILL] = self.costs(records[records != FILL])
+        stays_pure = self.turn > 1
+        records = records[np.lexsort((costs, source * stays_pure))]
+        whole = len(records) // self.unit
+        key = key_of(self.seed, "units", epoch, pool)
+        units = permute(np.arange(whole), whole, key).tolist() if whole else []
+        parts = [records[number * self.unit : (number + 1) * self.unit] for number in units]
+        return np.concatenate([*parts, records[whole * self.unit :]])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._pool = lru_cache(maxsize=2)(self._sort_pool)
+
+
+def _dealt(turns: Places, count: int, total: int) -> Places:
+    """How many of the first ``turns`` of ``total`` go to the one who is dealt ``count``, spread evenly."""
+    return (turns * count + total // 2) // total

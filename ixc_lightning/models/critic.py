@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The critic: what a state of a half-written response is worth, judged with the pictures in view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ixc_lightning.models.reward_model import RewardModel
+from ixc_lightning.models.visuals import Visuals
+from ixc_lightning.types import Sequences
+
+
+class Critic(nn.Module):
+    """Values V(sₜ) = v · hₜ + b at every place of a sequence, in float32.
+
+    It sees what the reward model sees: the pictures, the prompt, and the response so far.
+    InternLM-XComposer2.5-Reward, §4.1 (arXiv 2501.12368): the critic is initialised from the reward model.
+    Then v and b are the score head in units of normalised scores: v = w/σ, b = −μ/σ with the mean μ and
+    standard deviation σ that the reward model stored. Where its pooling is a mean, the mean of these values
+    over a sequence is the normalised score.
+
+    Args:
+        source: hub id or folder, of a reward model as a rule; of another model the head starts afresh.
+        head: ``score`` starts the head from the source's score head, ``zero`` at zero.
+        weights: ``pretrained`` loads them, ``random`` builds the architecture of the source's config afresh.
+        freeze: roles that are not trained, of ``vision``, ``projector`` and ``language``.
+        dtype: of the backbone's weights; the head is always float32.
+        attention: attention implementation, by its name in transformers.
+        gradient_checkpointing: recompute activations in the backward pass, for less memory.
+
+    Raises:
+        InputError: the source cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        head: Literal["score", "zero"] = "score",
+        weights: Literal["pretrained", "random"] = "pretrained",
+        freeze: Sequence[str] = ("vision", "projector"),
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        judge = RewardModel(
+            source,
+            weights=weights,
+            freeze=freeze,
+            dtype=dtype,
+            attention=attention,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        self.backbone = judge.backbone
+        self.value = nn.Linear(self.backbone.hidden_size, 1, dtype=torch.float32)
+        is_zero = head == "zero"
+        with torch.no_grad():
+            self.value.weight.copy_(judge.score.weight / judge.score_std * (not is_zero))
+            self.value.bias.copy_(-judge.score_mean / judge.score_std * (not is_zero))
+
+    def encode(self, media: dict[str, Tensor]) -> Visuals | None:
+        """The pictures and clips of a batch, encoded once; None for a batch of text."""
+        return self.backbone.encode(media)
+
+    def forward(self, sequences: Sequences, visuals: Visuals | None) -> Float[Tensor, "B L"]:
+        """Value of the state behind each token: of what may follow the sequence up to and with it.
+
+        The value of the state in which a token was sampled stands at the place *before* that token
+        (``functional.sft.predicting_mask``). Values at padding mean nothing.
+
+        Args:
+            sequences: prompt and response joined.
+            visuals: their pictures, encoded, in row order.
+        """
+        hidden = self.backbone(sequences.ids, sequences.mask, sequences.token_types, visuals)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.value(hidden.float()).squeeze(-1)
