@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ixc_lightning.datamodules.quarantine import BadSample
-from ixc_lightning.datamodules.record_checks import MAX_JSON_BYTES
-from ixc_lightning.datamodules.tar_members import BLOCK, SHOWN, DamageError, describe_problem, walk
+from ixc_lightning.datamodules.record_checks import MAX_JSON_BYTES, shortened
+from ixc_lightning.datamodules.tar_members import BLOCK, DamageError, describe_problem, walk
 from ixc_lightning.types import MODALITIES, InputError
 
 MAX_HEADER_BYTES = 1 << 20
@@ -180,7 +180,7 @@ def _entries(shard: Path, header: Header, lines: list[bytes]) -> list[Entry]:
         raise _no_index(shard, error) from None
     if bad or len(entries) != header.samples:
         found = f"{bad} is no sample of it" if bad else f"{len(entries)} of {header.samples} samples"
-        raise _no_index(shard, found[:SHOWN])
+        raise _no_index(shard, found)
     return entries
 
 
@@ -197,7 +197,8 @@ def _is_inside(entry: Entry, size: int) -> bool:
 
 def _no_index(shard: Path, problem: object) -> InputError:
     advice = "delete it, and the shard is scanned instead"
-    return InputError(f"{index_path(shard)}: is not an index of version {VERSION} ({problem}); {advice}")
+    reason = shortened(str(problem))
+    return InputError(f"{index_path(shard)}: is not an index of version {VERSION} ({reason}); {advice}")
 
 
 def _is_fresh(shard: Path, header: Header, *, refuse: bool) -> bool:

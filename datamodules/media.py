@@ -88,7 +88,7 @@ def decode_image(data: bytes, *, where: str) -> Image.Image:
 
 
 def _turbo(image: Image.Image, data: bytes) -> Image.Image | None:
-    """Return the pixels of a JPEG as Pillow would decode them, in two thirds of the time, or None.
+    """Return the pixels of a JPEG as Pillow would decode them, in less time, or None.
 
     What simplejpeg refuses Pillow decodes or names; CMYK the two convert differently.
     """
@@ -98,7 +98,9 @@ def _turbo(image: Image.Image, data: bytes) -> Image.Image | None:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if (width, height) != image.size:
             return None
-        picture = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+        # Four bytes a pixel are what Pillow has in memory, so nothing is copied.
+        pixels = simplejpeg.decode_jpeg(data, "RGBX")
+        picture = Image.frombuffer("RGB", image.size, pixels, "raw", "RGBX", 0, 1)
     except Exception:  # it gives no reason that Pillow would not give better
         return None
     picture.info = image.info

@@ -23,11 +23,14 @@ from typing import Any, NamedTuple
 from webdataset import TarWriter
 
 from ixc_lightning.datamodules.index import Header, write_index
+from ixc_lightning.datamodules.record_checks import shortened
 from ixc_lightning.datamodules.records import Kind, parse_record
 from ixc_lightning.types import InputError
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+SHARD_FIELDS = {"file": str, "samples": int, "bytes": int, "sha256": str}
+"""What a manifest says of a shard."""
 MAX_SHARD_BYTES = 1_000_000_000
 """A shard is closed once it holds so much, even if it has fewer samples than asked for."""
 KEY = re.compile(r"(?!__)[^./\s]+(/[^./\s]+)*")
@@ -78,17 +81,25 @@ class Manifest:
         path = folder / MANIFEST
         try:
             manifest = cls(**json.loads(path.read_bytes()))
+            manifest._check_types()
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; was the folder written to the end?") from None
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"{path}: is not a manifest ({error}); delete it, or write the shards again"
-            ) from None
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            problem = f"is not a manifest ({shortened(str(error))})"
+            raise InputError(f"{path}: {problem}; delete it, or write the shards again") from None
         if manifest.version != MANIFEST_VERSION:
             raise InputError(
                 f"{path}: has version {manifest.version}, not {MANIFEST_VERSION}; write the shards again"
             )
         return manifest
+
+    def _check_types(self) -> None:
+        counts = [self.samples, *dict(self.modalities).values(), *dict(self.domains).values()]
+        if not all(isinstance(count, int) for count in counts):
+            raise TypeError("a count is no number")
+        for shard in self.shards:
+            if not all(isinstance(shard[name], kind) for name, kind in SHARD_FIELDS.items()):
+                raise TypeError("a field of a shard has another type")
 
 
 def write_shards(

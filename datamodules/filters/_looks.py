@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pictures and clips look like, in a few numbers, and a search for those that look the same.
 
-Perceptual hashes alone merge pictures of one layout, such as two handwritten ones, so here a hash finds the
-candidates and a thumbnail decides. The libraries for image hashes have no thumbnails, and bring SciPy.
+Perceptual hashes alone merge pictures of one layout, such as two handwritten digits, two pages of text or two
+bar charts, so here a hash finds the candidates and thumbnails decide. The libraries for image hashes have no
+thumbnails, and bring SciPy and PyWavelets for what is one product of matrices.
 """
 
 from __future__ import annotations
@@ -21,14 +22,22 @@ from ixc_lightning.types import Record
 
 SIDE = 16
 """Cells along each side of a thumbnail."""
+HASH_CELLS = 32
+"""Cells along each side of the picture that is hashed …"""
 HASH_SIDE = 8
-BITS = 2 * HASH_SIDE**2
-MAX_BITS = 10
+"""… and of the low frequencies that make the hash."""
+BITS = HASH_SIDE**2
+MAX_BITS = 6
 """Bits of the hash in which pictures that look the same may differ."""
-MAX_MEAN = 3.0
-"""Levels of 255 by which their thumbnails may differ on average: compression and scaling make up to 1."""
+MIN_CORRELATION = 0.995
+"""Of their thumbnails, frame by frame. Compressed and scaled copies of photographs, digits, charts, drawings
+and pages of text have more, different ones of the same layout less."""
 MAX_CELL = 40
-"""Levels by which they may differ in one cell: more is something small that was changed."""
+"""Levels of 255 by which they may differ in one cell: more is something small that was changed."""
+FLAT = 200.0
+"""Standard deviation in levels below which a frame shows nothing, so that only its colour counts …"""
+MAX_SHADE = 3.0
+"""… which may differ by so many levels."""
 
 
 class Look(NamedTuple):
@@ -36,7 +45,7 @@ class Look(NamedTuple):
 
     Attributes:
         exact: SHA-256 of size and decoded pixels, so that metadata and lossless formats make no difference.
-        hash: gradients of the middle frame, one bit each.
+        hash: low frequencies of the middle frame, one bit each.
         thumbnails: every frame in small.
     """
 
@@ -50,15 +59,16 @@ class Look(NamedTuple):
         digest = hashlib.sha256()
         for frame in frames:
             digest.update(repr(frame.size).encode() + frame.tobytes())
-        small = [np.asarray(frame.resize((SIDE, SIDE), Image.Resampling.BOX)) for frame in frames]
-        return cls(digest.digest(), _gradients(frames[len(frames) // 2]), np.stack(small))
+        small = [np.asarray(frame.resize((SIDE, SIDE), Image.Resampling.LANCZOS)) for frame in frames]
+        return cls(digest.digest(), _hash(frames[len(frames) // 2]), np.stack(small))
 
     def resembles(self, other: Look) -> bool:
         """Whether two looks are of one picture or clip: in every frame nearly the same thumbnail."""
         if self.thumbnails.shape != other.thumbnails.shape:
             return False
         gaps = np.abs(self.thumbnails.astype(np.int16) - other.thumbnails)
-        return bool(gaps.max() <= MAX_CELL and (gaps.mean(axis=(1, 2, 3)) <= MAX_MEAN).all())
+        pairs = zip(self.thumbnails, other.thumbnails, strict=True)
+        return bool(gaps.max() <= MAX_CELL) and all(_shows_same(a, b) for a, b in pairs)
 
 
 def looks_of(record: Record, *, video_frames: int) -> list[Look]:
@@ -108,14 +118,22 @@ class LookIndex:
                 yield owner
 
 
-def _gradients(picture: Image.Image) -> int:
-    """The difference hash: whether each cell is darker than that to its right, and than that below it."""
-    side = HASH_SIDE + 1
-    cells = np.asarray(picture.convert("L").resize((side, side), Image.Resampling.BOX), dtype=np.int16)
-    # Compression makes differences of a level or two where there are none.
-    right = np.diff(cells, axis=1)[:HASH_SIDE] > 3
-    below = np.diff(cells, axis=0)[:, :HASH_SIDE] > 3
-    return int.from_bytes(np.packbits([right, below]).tobytes())
+def _shows_same(a: UInt8[np.ndarray, "side side 3"], b: UInt8[np.ndarray, "side side 3"]) -> bool:
+    """Whether two thumbnails show the same; brightness and contrast may differ."""
+    first, second = a.astype(np.float64), b.astype(np.float64)
+    if min(first.std(), second.std()) < FLAT:
+        return bool(max(first.std(), second.std()) < 2 * FLAT and abs(first - second).mean() <= MAX_SHADE)
+    return bool(np.corrcoef(first.ravel(), second.ravel())[0, 1] >= MIN_CORRELATION)
+
+
+def _hash(picture: Image.Image) -> int:
+    """The pHash (Zauner, 2010): which low frequencies of the cosine transform are above their median."""
+    size = (HASH_CELLS, HASH_CELLS)
+    cells = np.asarray(picture.convert("L").resize(size, Image.Resampling.LANCZOS), dtype=np.float64)
+    places = 2 * np.arange(HASH_CELLS) + 1
+    waves = np.cos(np.pi / (2 * HASH_CELLS) * np.arange(HASH_SIDE)[:, None] * places)
+    low = waves @ cells @ waves.T
+    return int.from_bytes(np.packbits(low > np.median(low)).tobytes())
 
 
 def _bands(value: int) -> list[tuple[int, int]]:

@@ -86,7 +86,7 @@ def evaluate(model: str, folder: Path) -> tuple[dict[str, float], int]:
     metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     accuracy = {"overall": metrics["test/accuracy"]}
     accuracy |= {name: metrics[f"test/modality_accuracy/{name}"] for name in MODALITIES}
-    return accuracy, len(run.trainer.test_dataloaders.dataset)
+    return accuracy, len(run.datamodule.dataset("test"))
 
 
 def accuracy_table(accuracy: dict[str, float], seconds: float) -> Table:

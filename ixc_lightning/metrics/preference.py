@@ -56,7 +56,7 @@ class PreferenceStatistics(Metric):
         rejected_length: Int[Tensor, " B"],
         domain: Int[Tensor, " B"],
         modality: Int[Tensor, " B"],
-        real: Bool[Tensor, " B"],
+        real: Bool[Tensor, " B"] | None = None,
     ) -> None:
         """Add the real rows of a batch.
 
@@ -67,8 +67,9 @@ class PreferenceStatistics(Metric):
             rejected_length: tokens of the other ones.
             domain: index into ``domains``.
             modality: index into ``MODALITIES``.
-            real: False in rows that are not to be counted.
+            real: False in rows that are not to be counted; all are if null.
         """
+        real = torch.ones_like(domain, dtype=torch.bool) if real is None else real
         self.scores.append(torch.stack([chosen, rejected], dim=1)[real])
         self.lengths.append(torch.stack([chosen_length, rejected_length], dim=1)[real])
         self.groups.append(torch.stack([domain, modality], dim=1)[real])

@@ -106,7 +106,7 @@ def test_responses_that_nothing_verified_are_neither_right_nor_wrong(digits, tin
     answers = module.validation_step(next(iter(data.val_dataloader())), 0)
     said = rollouts._said(answers["greedy"], 0, BATCH)
     assert [one.correct for one in said] == [None]
-    panel = rollouts._panel(data, rollouts.Shown(0, "4", {"greedy": said}))
+    panel = rollouts._panel(data, rollouts.Shown(data.dataset("val").name(0), "4", {"greedy": said}))
     assert panel.paragraphs[-1][1] == INK
 
 
@@ -114,7 +114,7 @@ def test_a_record_without_an_answer_is_neither_right_nor_wrong(digits, tiny_fold
     data = _data(digits, tiny_folder)
     data.setup("validate")
     said = rollouts.Said("yes", 1.0, False)
-    panel = rollouts._panel(data, rollouts.Shown(0, None, {"greedy": [said]}))
+    panel = rollouts._panel(data, rollouts.Shown(data.dataset("val").name(0), None, {"greedy": [said]}))
     assert [colour for _, colour in panel.paragraphs] == [INK, INK]
 
 

@@ -123,7 +123,8 @@ def test_a_prompt_with_media_has_media_and_more_tokens_than_its_text(content, en
     assert len(with_media.ids) > len(alone.ids)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "digits"])
+# InternLM-XComposer's own tokenizer has no such token; its own tests see to the end that it has.
+@pytest.mark.parametrize("name", sorted({*KINDS, "digits"} - {"internlm_xcomposer2"}))
 def test_a_response_ends_with_the_end_of_its_turn(name, encoder):
     encode_as = encoder(name)
     end = encode_as.tokenizer.convert_tokens_to_ids(END)

@@ -58,6 +58,27 @@ def test_the_manifest_says_what_the_folder_holds(tmp_path):
     assert manifest.shards[0]["sha256"] == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"domains": {"reading": "3"}}, "is not a manifest"),
+        ({"domains": [1]}, "is not a manifest"),
+        ({"shards": [{"file": "a.tar"}]}, "samples"),
+        ({"shards": [{"file": 1, "samples": 1, "bytes": 1, "sha256": ""}]}, "another type"),
+        ({"shards": ["a.tar"]}, "is not a manifest"),
+        ({"x" * 500: 1}, "unexpected keyword"),
+        ({"version": 9}, "has version 9, not 1"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused(tmp_path, changes, problem):
+    write_shards([sample(1)], tmp_path / "set", kind="prompt")
+    path = tmp_path / "set" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputError, match=rf"manifest.json: .*{problem}.*; (delete|write)") as error:
+        Manifest.load(tmp_path / "set")
+    assert len(str(error.value)) < 400
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset 1.0 leaves the tars open
 def test_stock_webdataset_reads_them_back(tmp_path):
     write_shards([sample(1), sample(2, {}), sample(3)], tmp_path / "set", kind="prompt", samples_per_shard=2)

@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 from ixc_lightning.datamodules.processing import ChatEncoder
@@ -38,6 +38,29 @@ def digit_images(count: int) -> list[Image.Image]:
         .convert("RGB")
         for pixels in load_digits().images[:count]
     ]
+
+
+def drawing(seed: int) -> Image.Image:
+    """Thin black lines on white with letters at the corners, as geometry problems have them."""
+    rng = np.random.default_rng(seed)
+    picture = Image.new("RGB", (200, 150), "white")
+    corners = [(int(x), int(y)) for x, y in rng.integers((10, 10), (190, 140), (rng.integers(3, 6), 2))]
+    pen = ImageDraw.Draw(picture)
+    pen.polygon(corners, outline="black")
+    for letter, corner in zip("ABCDE", corners, strict=False):
+        pen.text(corner, letter, fill="black")
+    return picture
+
+
+def page(seed: int) -> Image.Image:
+    """Lines of text on white: every page has the same layout."""
+    rng = np.random.default_rng(seed)
+    picture = Image.new("RGB", (200, 250), "white")
+    pen = ImageDraw.Draw(picture)
+    for top in range(15, 235, 14):
+        words = ("".join(map(chr, rng.integers(97, 123, rng.integers(2, 9)))) for _ in range(6))
+        pen.text((12, top), " ".join(words)[:29], fill="black")
+    return picture
 
 
 def saved(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from ixc_lightning.datamodules.filters._looks import BITS, MAX_BITS, Look, LookIndex, _bands, looks_of
 from ixc_lightning.types import InputError
-from tests.datamodules.filters.planted import COPIES, SIDE, about, digit_images, photo, saved
+from tests.datamodules.filters.planted import COPIES, SIDE, about, digit_images, drawing, page, photo, saved
 from tests.datamodules.samples import pair
 
 FRAMES = 4
@@ -41,6 +41,24 @@ def test_no_two_handwritten_digits_are_one_picture():
         look = Look.of([picture])
         assert list(index.near(look)) == []
         index.add(look, number)
+
+
+@pytest.mark.parametrize("make", [drawing, page])
+def test_drawings_and_pages_of_one_layout_are_different_pictures(make):
+    index = LookIndex()
+    for seed in range(100):
+        picture = make(seed)
+        look = Look.of([picture])
+        assert list(index.near(look)) == []
+        index.add(look, seed)
+        assert list(index.near(_look(saved(picture, "JPEG", quality=75)))) == [seed]
+
+
+def test_pictures_that_show_nothing_are_compared_by_their_colour():
+    white, cream, red = (Image.new("RGB", (64, 64), colour) for colour in ("#fff", "#fefefd", "#c00"))
+    assert Look.of([white]).resembles(Look.of([cream]))
+    assert not Look.of([white]).resembles(Look.of([red]))
+    assert not Look.of([white]).resembles(Look.of([drawing(0).resize((64, 64))]))
 
 
 def test_pixels_decide_whether_a_picture_is_exactly_the_same():
