@@ -8,6 +8,7 @@ tar is scanned.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import os
@@ -82,25 +83,24 @@ class Header(NamedTuple):
         )
 
     @classmethod
-    def from_line(cls, line: bytes) -> Header:
+    def from_line(cls, line: builtins.bytes) -> Header:
         """Return the header that ``to_line`` wrote.
 
         Raises:
-            ValueError, TypeError: if the line is none of this version.
+            ValueError, TypeError, KeyError, AttributeError: if the line is none of this version.
         """
         raw = json.loads(line)
         version = raw.pop("version", None) if isinstance(raw, dict) else None
         if version != VERSION:
             raise ValueError(f"version {version}, not {VERSION}")
-        header = cls(**raw)
-        counts = [*header.modalities.values(), *header.domains.values(), header.bytes, header.samples]
+        counts = [*raw["modalities"].values(), *raw["domains"].values(), raw["bytes"], raw["samples"]]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError("a count is no number")
-        if sum(header.modalities.values()) != header.samples or not isinstance(header.sha256, str):
+        if sum(raw["modalities"].values()) != raw["samples"] or not isinstance(raw["sha256"], str):
             raise ValueError("the counts do not add up")
-        return header
+        return cls(**raw)
 
-    def to_line(self) -> bytes:
+    def to_line(self) -> builtins.bytes:
         """Return the header as the first line of a sidecar file."""
         return json.dumps({"version": VERSION, **self._asdict()}).encode() + b"\n"
 
@@ -168,7 +168,7 @@ def read_entries(shard: Path, *, on_damage: OnDamage | None = None) -> list[Entr
 def _header(shard: Path, line: bytes) -> Header:
     try:
         return Header.from_line(line)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _no_index(shard, error) from None
 
 

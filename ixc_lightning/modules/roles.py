@@ -47,9 +47,10 @@ def placed(role: Role, mesh: DeviceMesh | None, *, compute_dtype: torch.dtype) -
     """The role sharded over the mesh, if there is one, as a root of its own with all that is called on it."""
     if mesh is None:
         return role
-    backbone = backbone_of(role)
+    network: nn.Module = role
+    backbone = backbone_of(network)
     heads = [head for name in ("score", "value") if isinstance(head := getattr(role, name, None), nn.Module)]
-    methods = ["encode", "logits", "generate"] if role is backbone else ["encode"]
+    methods = ["encode", "logits", "generate"] if network is backbone else ["encode"]
     shard(role, backbone, mesh, compute_dtype=compute_dtype, exact=heads, methods=methods)
     return role
 
