@@ -72,7 +72,6 @@ def decode_image(data: bytes, *, where: str) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             _check_size(image.width, image.height, where)
             picture = _turbo(image, data) or image
-            picture.load()
             if _is_turned(picture):
                 ImageOps.exif_transpose(picture, in_place=True)
             return _to_rgb(picture)
@@ -124,7 +123,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+    return image.convert("RGB")
 
 
 def _check_size(width: int, height: int, where: str) -> None:

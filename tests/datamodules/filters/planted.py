@@ -43,8 +43,8 @@ def digit_images(count: int) -> list[Image.Image]:
 def drawing(seed: int) -> Image.Image:
     """Thin black lines on white with letters at the corners, as geometry problems have them."""
     rng = np.random.default_rng(seed)
-    picture = Image.new("RGB", (400, 300), "white")
-    corners = [(int(x), int(y)) for x, y in rng.integers((20, 20), (380, 280), (rng.integers(3, 6), 2))]
+    picture = Image.new("RGB", (200, 150), "white")
+    corners = [(int(x), int(y)) for x, y in rng.integers((10, 10), (190, 140), (rng.integers(3, 6), 2))]
     pen = ImageDraw.Draw(picture)
     pen.polygon(corners, outline="black")
     for letter, corner in zip("ABCDE", corners, strict=False):
@@ -55,11 +55,11 @@ def drawing(seed: int) -> Image.Image:
 def page(seed: int) -> Image.Image:
     """Lines of text on white: every page has the same layout."""
     rng = np.random.default_rng(seed)
-    picture = Image.new("RGB", (400, 500), "white")
+    picture = Image.new("RGB", (200, 250), "white")
     pen = ImageDraw.Draw(picture)
-    for top in range(40, 460, 14):
-        words = ("".join(map(chr, rng.integers(97, 123, rng.integers(2, 9)))) for _ in range(9))
-        pen.text((30, top), " ".join(words)[:54], fill="black")
+    for top in range(15, 235, 14):
+        words = ("".join(map(chr, rng.integers(97, 123, rng.integers(2, 9)))) for _ in range(6))
+        pen.text((12, top), " ".join(words)[:29], fill="black")
     return picture
 
 
