@@ -19,6 +19,7 @@ from tests.digits import PAIRS, preference_data, trainer
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes"),
 ]
 
 CASES = 200
