@@ -72,6 +72,7 @@ def decode_image(data: bytes, *, where: str) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             _check_size(image.width, image.height, where)
             picture = _turbo(image, data) or image
+            picture.load()
             if _is_turned(picture):
                 ImageOps.exif_transpose(picture, in_place=True)
             return _to_rgb(picture)
@@ -88,7 +89,7 @@ def decode_image(data: bytes, *, where: str) -> Image.Image:
 
 
 def _turbo(image: Image.Image, data: bytes) -> Image.Image | None:
-    """Return the pixels of a JPEG as Pillow would decode them, in less time, or None.
+    """Return the pixels of a JPEG as Pillow would decode them, or None.
 
     What simplejpeg refuses Pillow decodes or names; CMYK the two convert differently.
     """
@@ -98,9 +99,7 @@ def _turbo(image: Image.Image, data: bytes) -> Image.Image | None:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if (width, height) != image.size:
             return None
-        # Four bytes a pixel are what Pillow has in memory, so nothing is copied.
-        pixels = simplejpeg.decode_jpeg(data, "RGBX")
-        picture = Image.frombuffer("RGB", image.size, pixels, "raw", "RGBX", 0, 1)
+        picture = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
     except Exception:  # it gives no reason that Pillow would not give better
         return None
     picture.info = image.info
@@ -123,7 +122,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
 def _check_size(width: int, height: int, where: str) -> None:

@@ -34,7 +34,7 @@ MIN_CORRELATION = 0.995
 and pages of text have more, different ones of the same layout less."""
 MAX_CELL = 40
 """Levels of 255 by which they may differ in one cell: more is something small that was changed."""
-FLAT = 200.0
+FLAT = 2.0
 """Standard deviation in levels below which a frame shows nothing, so that only its colour counts …"""
 MAX_SHADE = 3.0
 """… which may differ by so many levels."""
@@ -59,7 +59,7 @@ class Look(NamedTuple):
         digest = hashlib.sha256()
         for frame in frames:
             digest.update(repr(frame.size).encode() + frame.tobytes())
-        small = [np.asarray(frame.resize((SIDE, SIDE), Image.Resampling.LANCZOS)) for frame in frames]
+        small = [np.asarray(_shrink(frame, SIDE)) for frame in frames]
         return cls(digest.digest(), _hash(frames[len(frames) // 2]), np.stack(small))
 
     def resembles(self, other: Look) -> bool:
@@ -128,12 +128,16 @@ def _shows_same(a: UInt8[np.ndarray, "side side 3"], b: UInt8[np.ndarray, "side 
 
 def _hash(picture: Image.Image) -> int:
     """The pHash (Zauner, 2010): which low frequencies of the cosine transform are above their median."""
-    size = (HASH_CELLS, HASH_CELLS)
-    cells = np.asarray(picture.convert("L").resize(size, Image.Resampling.LANCZOS), dtype=np.float64)
+    cells = np.asarray(_shrink(picture, HASH_CELLS).convert("L"), dtype=np.float64)
     places = 2 * np.arange(HASH_CELLS) + 1
     waves = np.cos(np.pi / (2 * HASH_CELLS) * np.arange(HASH_SIDE)[:, None] * places)
     low = waves @ cells @ waves.T
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes())
+
+
+def _shrink(picture: Image.Image, side: int) -> Image.Image:
+    # The gap makes it several times as fast: whole pixels are averaged first.
+    return picture.resize((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _bands(value: int) -> list[tuple[int, int]]:

@@ -54,7 +54,7 @@ Picture = UInt8[np.ndarray, "32 32"]
 def convert(
     out: str,
     *,
-    pairs: int = 19840,
+    pairs: int = 22400,
     instructions: int = 20800,
     prompts: int = 4000,
     heldout_pairs: int = 2000,

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ixc_lightning.callbacks import HuggingFaceExport
 from ixc_lightning.datamodules.shards import ShardDataset
+from ixc_lightning.functional.sft import sft_loss
 from ixc_lightning.models import Backbone, RewardModel
 from ixc_lightning.modules import RewardModule, SFTModule
 from tests.digits import instruction_data, preference_data, trainer
@@ -47,8 +48,8 @@ class Notes(Callback):
         self.losses.append(trainer.strategy.reduce(loss, reduce_op="mean").item())
 
 
-def ordered(data: L.LightningDataModule, batches: list[slice]) -> None:
-    """Make every step of text and pictures in turn, and give its ``batches`` one after the other."""
+def ordered(data: L.LightningDataModule, part: slice) -> None:
+    """Make every step of text and pictures in turn, and give the ``part`` of it that is this rank's."""
 
     def loader() -> DataLoader:
         dataset = ShardDataset(data.sources[0].shards, kind=data.kind)
@@ -57,7 +58,7 @@ def ordered(data: L.LightningDataModule, batches: list[slice]) -> None:
         media = [index for index, kind in enumerate(kinds) if kind != "text"]
         turns = [index for pair in zip(text, media, strict=False) for index in pair]
         steps = [turns[start : start + PER_STEP] for start in range(0, 2 * STEPS * PER_STEP, PER_STEP)]
-        order = [step[batch] for step in steps for batch in batches]
+        order = [step[part] for step in steps]
         return DataLoader(dataset, batch_sampler=order, collate_fn=data.collator())
 
     data.train_dataloader = loader
@@ -66,7 +67,7 @@ def ordered(data: L.LightningDataModule, batches: list[slice]) -> None:
 def main(options: dict[str, Any]) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     out, digits, model = Path(options["out"]), Path(options["data"]), options["model"]
-    reward, accumulates = options["task"] == "reward", options.get("accumulates", False)
+    reward = options["task"] == "reward"
     turns = [slice(0, None, 2), slice(1, None, 2)]  # text, and pictures
 
     def fit(steps: int, checkpoint: Path | None = None) -> tuple[L.Trainer, Any, Notes]:
@@ -81,7 +82,7 @@ def main(options: dict[str, Any]) -> None:
             build = partial(Backbone, model, head=True)
             module = SFTModule(build, optimizer=optimizer, compute_dtype=dtype)
             data = instruction_data(digits, model, val=None)
-        ordered(data, [turns[rank]] if world > 1 else turns if accumulates else [slice(None)])
+        ordered(data, turns[rank] if world > 1 else slice(None))
         notes = Notes()
         run = trainer(
             out,
@@ -90,7 +91,6 @@ def main(options: dict[str, Any]) -> None:
             devices=world,
             inference_mode=False,
             gradient_clip_val=1.0,
-            accumulate_grad_batches=2 if accumulates else 1,
             use_distributed_sampler=False,
             callbacks=[notes, HuggingFaceExport(str(out / "export"), enabled=checkpoint is None)],
         )
@@ -100,7 +100,7 @@ def main(options: dict[str, Any]) -> None:
     run, (module, data), notes = fit(STEPS)
     batch = next(iter(data.train_dataloader()))
     with torch.no_grad():
-        output = module.score(batch)[0] if reward else module.predict_responses(batch)[0]
+        output = module.score(batch)[0] if reward else sft_loss(*module.predict_responses(batch)[:2])
     text_only = [None] * world
     if world > 1:
         torch.distributed.all_gather_object(text_only, not batch.prompts.media)

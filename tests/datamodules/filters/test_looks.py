@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from ixc_lightning.datamodules.filters._looks import BITS, MAX_BITS, Look, LookIndex, _bands, looks_of
+from ixc_lightning.datamodules.filters._looks import (
+    BITS,
+    MAX_BITS,
+    MAX_SHADE,
+    Look,
+    LookIndex,
+    _bands,
+    looks_of,
+)
 from ixc_lightning.types import InputError
 from tests.datamodules.filters.planted import COPIES, SIDE, about, digit_images, drawing, page, photo, saved
 from tests.datamodules.samples import pair
@@ -59,6 +67,13 @@ def test_pictures_that_show_nothing_are_compared_by_their_colour():
     assert Look.of([white]).resembles(Look.of([cream]))
     assert not Look.of([white]).resembles(Look.of([red]))
     assert not Look.of([white]).resembles(Look.of([drawing(0).resize((64, 64))]))
+
+
+def test_a_copy_that_is_a_little_darker_is_the_same_picture():
+    darker = photo(0).point(lambda level: round(0.9 * level))
+    looks = [Look.of([photo(0)]), Look.of([darker])]
+    assert np.abs(looks[0].thumbnails.astype(int) - looks[1].thumbnails).mean() > MAX_SHADE
+    assert looks[0].resembles(looks[1])
 
 
 def test_pixels_decide_whether_a_picture_is_exactly_the_same():
