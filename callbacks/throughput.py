@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast training goes, in pairs and tokens."""
+"""How fast training goes, in pairs or prompts, and tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from ixc_lightning.types import InstructionBatch, PreferenceBatch
+from ixc_lightning.types import InstructionBatch, PreferenceBatch, PromptBatch
+
+UNITS = {PreferenceBatch: "pairs", InstructionBatch: "samples", PromptBatch: "prompts"}
+"""What a row of a batch is."""
 
 
 class Throughput(Callback):
     """Logs ``train/pairs_per_second`` and ``train/tokens_per_second``, of all ranks.
 
-    Without pairs the first is ``train/samples_per_second``. Lightning's ``ThroughputMonitor`` wants one
-    number of tokens for every batch of a window; ours vary, so the first rank's real tokens are counted by
-    the masks, each prompt once, and multiplied by the number of ranks. Waiting for data counts, time spent
-    validating does not.
+    Without pairs the first is ``train/samples_per_second``, or ``train/prompts_per_second`` where a policy
+    answers; its ``training_step`` then returns ``tokens``, how many it read and said. Lightning's
+    ``ThroughputMonitor`` wants one number of tokens for every batch of a window; ours vary, so the first
+    rank's real tokens are counted by the masks, each prompt once, and multiplied by the number of ranks.
+    Waiting for data counts, time spent validating does not.
     """
 
     def __init__(self) -> None:
@@ -44,13 +48,12 @@ class Throughput(Callback):
     ) -> None:
         """Count the batch, and log with the logger, once every ``log_every_n_steps`` optimiser steps."""
         self.samples += int(batch.real.sum())
-        self.tokens += count_tokens(batch)
+        self.tokens += int(outputs["tokens"]) if isinstance(batch, PromptBatch) else count_tokens(batch)
         step = trainer.global_step
         if step % trainer.log_every_n_steps == 0 and step != self.logged_step:
             now = time.perf_counter()
             self._stop(now)
-            unit = "pairs" if isinstance(batch, PreferenceBatch) else "samples"
-            for name, count in ((unit, self.samples), ("tokens", self.tokens)):
+            for name, count in ((UNITS[type(batch)], self.samples), ("tokens", self.tokens)):
                 rate = count * trainer.world_size / self.seconds
                 pl_module.log(f"train/{name}_per_second", rate, rank_zero_only=True)
             self._restart(now, step)

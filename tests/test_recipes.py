@@ -8,9 +8,11 @@ from transformers import Qwen2_5_VLConfig
 
 from ixc_lightning.cli.main import main
 from ixc_lightning.cli.recipes import packaged_recipes
-from ixc_lightning.models import RewardModel
+from ixc_lightning.models import Backbone, RewardModel
+from ixc_lightning.models.critic import Critic
 
 PAPER = "recipes/paper/reward.yaml"
+PAPER_PPO = "recipes/paper/ppo.yaml"
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def printed(capsys):
 def test_the_recipes_that_are_promised_are_packaged():
     assert list(packaged_recipes()) == [
         "recipes/grpo.yaml",
+        PAPER_PPO,
         PAPER,
         "recipes/ppo.yaml",
         "recipes/reward.yaml",
@@ -54,6 +57,28 @@ def test_the_paper_s_recipe_has_the_paper_s_numbers(printed):
     assert model["pooling"] == "mean"
 
 
+def test_the_paper_s_ppo_recipe_has_the_paper_s_numbers(printed):
+    settings = printed(PAPER_PPO)
+    module, trainer = settings["model"]["init_args"], settings["trainer"]
+    assert module["optimizer"]["init_args"]["lr"] == 5e-5
+    assert (module["gamma"], module["gae_lambda"], module["ratio_clip"]) == (0.99, 0.95, 0.2)
+    per_gpu = settings["data"]["init_args"]["batch_size"] * module["sampling"]["n"]
+    assert per_gpu * trainer["devices"] == 256
+    assert module["minibatch_size"] == per_gpu
+    assert module["policy"]["init_args"]["freeze"] == ["vision", "projector"]
+    assert module["critic"]["init_args"]["source"] == module["reward_model"]["init_args"]["source"]
+
+
+def test_the_paper_s_ppo_recipe_shards_and_computes_in_bfloat16_over_float32_weights(printed):
+    settings = printed(PAPER_PPO)
+    module, trainer = settings["model"]["init_args"], settings["trainer"]
+    assert trainer["strategy"]["class_path"].endswith("ModelParallelStrategy")
+    assert trainer["strategy"]["init_args"]["data_parallel_size"] == trainer["devices"]
+    assert trainer["inference_mode"] is False
+    assert module["compute_dtype"] == "bfloat16"
+    assert {module[role]["init_args"]["dtype"] for role in ("policy", "critic")} == {"float32"}
+
+
 def test_the_paper_s_recipe_shards_and_computes_in_bfloat16_over_float32_weights(printed):
     settings = printed(PAPER)
     module, trainer = settings["model"]["init_args"], settings["trainer"]
@@ -64,7 +89,9 @@ def test_the_paper_s_recipe_shards_and_computes_in_bfloat16_over_float32_weights
     assert module["model"]["init_args"]["dtype"] == "float32"
 
 
-def test_the_paper_s_reward_model_builds_at_its_full_size_and_trains_language_and_head(printed, tmp_path):
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory):
+    """A folder with the config of the 7B model that the paper's recipes name."""
     text = {
         "hidden_size": 3584,
         "intermediate_size": 18944,
@@ -74,11 +101,29 @@ def test_the_paper_s_reward_model_builds_at_its_full_size_and_trains_language_an
         "vocab_size": 152064,
     }
     vision = {"depth": 32, "hidden_size": 1280, "out_hidden_size": 3584}
-    Qwen2_5_VLConfig(text_config=text, vision_config=vision).save_pretrained(tmp_path)
+    folder = tmp_path_factory.mktemp("7b")
+    Qwen2_5_VLConfig(text_config=text, vision_config=vision).save_pretrained(folder)
+    return {"source": str(folder), "weights": "random"}
+
+
+def test_the_paper_s_reward_model_builds_at_its_full_size_and_trains_language_and_head(printed, full_size):
     settings = printed(PAPER)["model"]["init_args"]["model"]["init_args"]
     with torch.device("meta"):
-        model = RewardModel(**{**settings, "source": str(tmp_path), "weights": "random"})
+        model = RewardModel(**{**settings, **full_size})
     assert 7e9 < sum(parameter.numel() for parameter in model.parameters()) < 9e9
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     language = model.backbone.role_parameters()["language"]
     assert trained == {id(parameter) for parameter in [*language, model.score.weight]}
+
+
+def test_the_paper_s_four_networks_build_at_their_full_size(printed, full_size):
+    settings = printed(PAPER_PPO)["model"]["init_args"]
+    roles = {"policy": Backbone, "reward_model": RewardModel, "critic": Critic}
+    with torch.device("meta"):
+        built = {name: kind(**{**settings[name]["init_args"], **full_size}) for name, kind in roles.items()}
+    for name, role in built.items():
+        assert 7e9 < sum(parameter.numel() for parameter in role.parameters()) < 9e9, name
+    policy = built["policy"]
+    assert policy.has_head
+    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    assert trained == {id(parameter) for parameter in policy.role_parameters()["language"]}

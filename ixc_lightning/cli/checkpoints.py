@@ -38,9 +38,10 @@ def export_checkpoint(checkpoint: str, folder: str) -> None:
     try:
         settings = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
         import_module("ixc_lightning.modules")  # Lightning builds only classes that are already imported
-        # Without its schedule: nothing is trained here, and the number of steps, a link, is not in the file.
+        # Without its schedules: nothing is trained here, and the number of steps, a link, is not in the file.
+        schedules = {name: None for name in settings if name.endswith("scheduler")}
         module = L.LightningModule.load_from_checkpoint(
-            path, map_location="cpu", weights_only=True, scheduler=None
+            path, map_location="cpu", weights_only=True, **schedules
         )
     except InputError:
         raise

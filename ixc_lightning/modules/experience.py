@@ -94,6 +94,16 @@ def select(rollout: Rollout, rows: Int[Tensor, " rows"]) -> Rollout:
     )
 
 
+def filled(rollout: Rollout, count: int) -> Rollout:
+    """The rollout with ``count`` rows: behind its own come copies of its first row, marked as not real."""
+    own = len(rollout.ended)
+    if own == count:
+        return rollout
+    places = torch.arange(count, device=rollout.ended.device)
+    more = select(rollout, places.masked_fill(places >= own, 0))
+    return more._replace(real=more.real & (places < own))
+
+
 def shuffled(count: int, size: int, *, seed: int, device: torch.device) -> Iterator[Int[Tensor, " rows"]]:
     """All of ``count`` rows in a random order that the seed fixes, ``size`` at a time."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

@@ -63,5 +63,13 @@ def check_state(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 
 
 def without_callables(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are plain data: all under the command line, fewer where Python gave callables."""
-    return {name: value for name, value in settings.items() if not callable(value)}
+    """The settings that are plain data: all under the command line, fewer where Python gave objects."""
+    return {name: value for name, value in settings.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +17,7 @@ from ixc_lightning.models.critic import Critic
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.modules.experience import Reading, in_order, select
 from ixc_lightning.modules.pictures import Pictures
-from ixc_lightning.types import Rollout
+from ixc_lightning.types import Responses, Rollout
 
 
 def read_tokens(
@@ -62,13 +64,48 @@ def value_tokens(critic: Critic, rollout: Rollout, pictures: Pictures) -> Float[
     return in_rows(values[predicting_mask(sequences.response_mask)], rollout.responses.mask)
 
 
+def values_in_parts(
+    critic: Critic, rollout: Rollout, pictures: Pictures, *, size: int
+) -> Float[Tensor, "R T"]:
+    """The critic's values, of all answers, ``size`` at a time."""
+    return torch.cat(
+        [
+            value_tokens(critic, select(rollout, rows), pictures)
+            for rows in in_order(len(rollout.ended), size, device=rollout.ended.device)
+        ]
+    )
+
+
 def score_in_parts(
-    judge: RewardModel, rollout: Rollout, pictures: Pictures, *, size: int
+    judge: RewardModel, rollout: Rollout, pictures: Pictures, *, size: int, suffix: Sequence[int] = ()
 ) -> Float[Tensor, " R"]:
-    """The reward model's scores as it gives them, of all answers, ``size`` at a time."""
+    """The reward model's scores as it gives them, of all answers, ``size`` at a time.
+
+    Args:
+        judge: the reward model.
+        rollout: the answers.
+        pictures: of all prompts.
+        size: answers of one forward pass.
+        suffix: tokens behind every answer, such as a reward token.
+    """
     scores = []
     for rows in in_order(len(rollout.ended), size, device=rollout.ended.device):
         part = select(rollout, rows)
         visuals = pictures.of("reward_model", part.prompt_index)
-        scores.append(judge(join(part.prompts, part.responses), visuals))
+        scores.append(judge(join(part.prompts, followed(part.responses, suffix)), visuals))
     return torch.cat(scores)
+
+
+def followed(responses: Responses, suffix: Sequence[int]) -> Responses:
+    """The responses with the same tokens behind each one.
+
+    They stand behind the padding, and ``join`` closes that gap. The responses' own tokens stay what they are:
+    a text that was encoded anew could have others.
+    """
+    if not suffix:
+        return responses
+    more = torch.tensor(suffix, device=responses.ids.device).expand(len(responses.ids), -1)
+    return Responses(
+        torch.cat([responses.ids, more], dim=1),
+        torch.cat([responses.mask, torch.ones_like(more, dtype=torch.bool)], dim=1),
+    )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from collections import defaultdict
@@ -49,6 +50,10 @@ class Tally:
         """
         sums = over_ranks(torch.stack([torch.stack(pair) for pair in self.sums.values()]))
         return dict(zip(self.sums, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+
+    def known_means(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The means of the names of which something was counted on some rank."""
+        return {name: mean for name, mean in self.means(over_ranks).items() if not math.isnan(mean)}
 
 
 def timed(method: Method) -> Method:

@@ -9,6 +9,7 @@ import torch
 
 from ixc_lightning.callbacks import Throughput, throughput
 from ixc_lightning.types import InstructionBatch, PreferenceBatch, Prompts, Responses
+from tests.rollout.prompts import of_prompts
 
 
 class Run:
@@ -26,12 +27,12 @@ class Run:
     def log(self, name, value, **_):
         self.logged[name] = value
 
-    def batch(self, batch, seconds, *, wait=0.0, steps=1):
+    def batch(self, batch, seconds, *, wait=0.0, steps=1, outputs=None):
         self.now += wait
         self.callback.on_train_batch_start(self.trainer, self.module, batch, 0)
         self.now += seconds
         self.trainer.global_step += steps
-        self.callback.on_train_batch_end(self.trainer, self.module, None, batch, 0)
+        self.callback.on_train_batch_end(self.trainer, self.module, outputs, batch, 0)
 
     def validate(self, seconds):
         self.callback.on_validation_start(self.trainer, self.module)
@@ -65,6 +66,13 @@ def test_instructions_count_as_samples(monkeypatch):
     batch = InstructionBatch(prompts, responses, ids, ids, ["a"], ids == 0, 0, [])
     run.batch(batch, 2.0)
     assert run.logged == {"train/samples_per_second": 0.5, "train/tokens_per_second": 3.0}
+
+
+def test_prompts_count_with_the_tokens_that_the_policy_read_and_said(monkeypatch):
+    run = Run(monkeypatch, every=1)
+    batch = of_prompts(Prompts(*_rows(4, 2), {}, {}))
+    run.batch(batch._replace(real=torch.tensor([True, False])), 2.0, outputs={"tokens": torch.tensor(50)})
+    assert run.logged == {"train/prompts_per_second": 0.5, "train/tokens_per_second": 25.0}
 
 
 def test_waiting_for_the_next_batch_counts(monkeypatch):

@@ -60,9 +60,11 @@ def on_policy(kind: type[OnPolicyModule], tiny: Path, **options: Any) -> OnPolic
 def judged(tiny: Path) -> dict[str, Any]:
     """The option that adds a reward model, whose head is the same each time it is built."""
 
-    def build() -> RewardModel:
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            return RewardModel(str(tiny))
+    return {"reward_model": partial(same_judge, str(tiny))}
 
-    return {"reward_model": build}
+
+def same_judge(source: str) -> RewardModel:
+    """A reward model whose head is the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return RewardModel(source)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.optim import AdamW
 
 from ixc_lightning.functional.advantages import group_advantages
@@ -65,6 +65,21 @@ class Everywhere(Seen):
         return super().policy_losses(experience, reading) + reading.logprobs
 
 
+class Start(Callback):
+    """Keeps what every role was at the start."""
+
+    def on_train_start(self, trainer, pl_module):
+        state = torch.nn.Module.state_dict(pl_module)
+        self.state = {name: value.clone() for name, value in state.items()}
+
+
+def with_another_tower(source):
+    judge = RewardModel(source)
+    with torch.no_grad():
+        judge.backbone.role_parameters()["vision"][0].add_(1)
+    return judge
+
+
 def fit(module, data, folder, **options):
     run = trainer(folder, **{"max_steps": 1, "limit_val_batches": 0, **options})
     run.fit(module, data)
@@ -102,6 +117,7 @@ def test_masked_tokens_get_a_gradient_of_exactly_zero(digits, tiny_folder, tmp_p
     assert (reading.logprobs.grad[experience.response_mask] != 0).any()
 
 
+@pytest.mark.slow
 def test_an_algorithm_from_outside_learns_what_is_rewarded(digits, tiny_folder, tmp_path):
     module = on_policy(
         Seen, tiny_folder, optimizer=partial(AdamW, lr=5e-3), sampling=Sampling(n=8, max_tokens=4)
@@ -115,11 +131,11 @@ def test_an_algorithm_from_outside_learns_what_is_rewarded(digits, tiny_folder, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_frozen_is_bit_identical_and_the_rest_moves(kind, data, tiny_folder, tmp_path):
     module = on_policy(kind, tiny_folder, **judged(tiny_folder))
-    module.configure_model()
-    before = {name: value.clone() for name, value in torch.nn.Module.state_dict(module).items()}
+    start = Start()
+    run = fit(module, data, tmp_path, max_steps=2, callbacks=[start])
+    before = start.state
     parameters = module.named_parameters(remove_duplicate=False)  # a tied head has two names
     trained = {name for name, parameter in parameters if parameter.requires_grad}
-    run = fit(module, data, tmp_path, max_steps=2)
     after = {**module.reference.state_dict(prefix="reference."), **module.state_dict()}
     after |= module.reward_model.state_dict(prefix="reward_model.")
     assert before.keys() == after.keys()
@@ -134,9 +150,10 @@ def test_reference_and_reward_model_are_not_in_the_checkpoint(data, tiny_folder,
     assert {name.split(".")[0] for name in module.state_dict()} == {"policy", "critic"}
 
 
-@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")  # behind the step: meant
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind is PPOModule else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_a_run_that_was_killed_and_resumed_ends_bit_identical(kind, digits, tiny_folder, tmp_path):
     def build():
         return on_policy(
@@ -177,24 +194,6 @@ def test_a_run_that_was_killed_and_resumed_ends_bit_identical(kind, digits, tiny
     assert resumed.score_scale.moments == whole.score_scale.moments
 
 
-def test_accumulated_parts_make_the_gradient_of_the_whole(digits, tiny_folder, tmp_path):
-    def after(rows):
-        module = on_policy(
-            RLOOModule,
-            tiny_folder,
-            optimizer=partial(torch.optim.SGD, lr=0.1),
-            rows_at_once=rows,
-            minibatch_size=8,
-            epochs=1,
-        )
-        fit(module, prompt_data(digits, tiny_folder), tmp_path / str(rows))
-        return module.policy.state_dict()
-
-    whole, parts = after(8), after(3)
-    for name in whole:
-        assert torch.allclose(whole[name], parts[name], atol=SAME), name
-
-
 def test_a_score_that_is_no_number_counts_nowhere(data, tiny_folder, tmp_path):
     module = on_policy(RLOOModule, tiny_folder, verifiers=[WeightedVerifier(Nothing([1, 2]))])
     run = fit(module, data, tmp_path)
@@ -210,14 +209,11 @@ def test_scores_none_of_which_is_a_number_end_the_run(data, tiny_folder, tmp_pat
 
 
 def test_in_its_warm_up_the_critic_learns_alone_and_iterations_are_counted(data, tiny_folder, tmp_path):
-    module = on_policy(PPOModule, tiny_folder, critic_warmup=1)
-    module.configure_model()
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    run = fit(module, data, tmp_path)
-    moved = {
-        name.split(".")[0] for name, v in module.state_dict().items() if not torch.equal(v, before[name])
-    }
-    assert moved == {"critic"}
+    start = Start()
+    module = on_policy(PPOModule, tiny_folder, critic_warmup=1, epochs=3, stop_kl=0.0)
+    run = fit(module, data, tmp_path, callbacks=[start])
+    moved = {name for name, value in module.state_dict().items() if not torch.equal(value, start.state[name])}
+    assert {name.split(".")[0] for name in moved} == {"critic"}
     assert run.global_step == 1
 
 
@@ -240,13 +236,7 @@ def test_each_picture_is_encoded_once_for_all_roles(data, tiny_folder, tmp_path,
 
 
 def test_a_reward_model_with_another_tower_looks_for_itself(data, tiny_folder, tmp_path, monkeypatch):
-    def other():
-        judge = RewardModel(str(tiny_folder))
-        with torch.no_grad():
-            judge.backbone.role_parameters()["vision"][0].add_(1)
-        return judge
-
-    module = on_policy(RLOOModule, tiny_folder, reward_model=other)
+    module = on_policy(RLOOModule, tiny_folder, reward_model=partial(with_another_tower, str(tiny_folder)))
     fit(module, data, tmp_path)
     assert module.eyes == {"policy": "policy", "reference": "policy", "reward_model": "reward_model"}
 

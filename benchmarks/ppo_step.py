@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One iteration of PPO: this package, and the plain way to do the same.
+
+``python benchmarks/ppo_step.py`` takes some minutes on two quiet cores, needs Linux, and prints the ratios of
+wall time and of CPU time, which other programs on the machine disturb less, in each round and their median,
+the ratio of the peak memories, and how far apart the trained weights are, which is rounding; ``--help`` tells
+what can be changed.
+
+ours   One look at each picture for policy, reference, critic and reward model, generation included; logits
+       exist for one chunk of the response tokens at a time.
+plain  Every network encodes the pictures by itself in each of its passes, for each answer, as it is where the
+       pixels are repeated with the prompt; generation alone encodes a picture once for all answers.
+       Log-probabilities are taken from the logits of all places of prompt and response.
+
+Both run the same ``PPOModule`` on the same prompts, answers and settings, and take turns. The model is an
+InternVL of a few million parameters with proportions like those of a 7B model: per picture token the weights
+of the tower are used about a third as much as those of the language model, the head's a sixth. Memory is that
+of a fresh process for each way: the most that was resident in the iteration beyond what was before it, so
+that weights are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any
+from unittest.mock import patch
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+from transformers import InternVLForConditionalGeneration
+
+from ixc_lightning.datamodules import PromptDataModule
+from ixc_lightning.datamodules.shard_writer import Sample, write_shards
+from ixc_lightning.functional.logprobs import in_rows
+from ixc_lightning.functional.masking import join
+from ixc_lightning.functional.sft import predicting_mask
+from ixc_lightning.models import Backbone, RewardModel
+from ixc_lightning.models.critic import Critic
+from ixc_lightning.models.tiny import tiny_config, tiny_processor
+from ixc_lightning.models.visuals import Visuals
+from ixc_lightning.modules import FixedKL, PPOModule
+from ixc_lightning.modules import learning as learning_module
+from ixc_lightning.modules import reading as reading_module
+from ixc_lightning.modules.experience import Reading
+from ixc_lightning.modules.pictures import Pictures
+from ixc_lightning.rollout import Sampling
+from ixc_lightning.types import PromptBatch, Rollout
+
+WAYS = ("ours", "plain")
+PIXELS, PATCH, FOLD = 448, 14, 0.5  # 1,024 patches, folded to 256 tokens
+WORDS = "what number is shown here and how many digits are there in the picture please answer"
+KIB_PER_MIB = 1024
+
+
+class Timed(PPOModule):
+    """Keeps the seconds and the most memory of its last iteration, and the weights behind it."""
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """One iteration."""
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, start, busy = status("VmRSS"), perf_counter(), process_time()
+        out = super().training_step(batch, batch_idx)
+        self.spent = {"wall": perf_counter() - start, "CPU": process_time() - busy}
+        self.memory = (status("VmHWM") - before) / KIB_PER_MIB
+        return out
+
+
+class PlainPictures(Pictures):
+    """Pictures, one for each prompt, that every role encodes anew for each answer whenever it is called."""
+
+    def all(self, role: str) -> Visuals | None:
+        """The pictures of all prompts, as the role sees them."""
+        return self.roles[role].encode(self.prompts.media)
+
+    def of(self, role: str, prompt_index: torch.Tensor) -> Visuals | None:
+        """The pictures of some prompts, in the given order, as the role sees them."""
+        return self.roles[role].encode(
+            {name: pixels[prompt_index] for name, pixels in self.prompts.media.items()}
+        )
+
+
+class Plain(Timed):
+    """The same training, where nobody shares what it saw."""
+
+    def look(self, batch: PromptBatch) -> Pictures:
+        """The batch's pictures, for every role apart."""
+        return PlainPictures(batch.prompts, super().look(batch).roles, {})
+
+
+def plain_tokens(
+    name: str, policy: Backbone, rollout: Rollout, pictures: Pictures, *, temperature: float
+) -> Reading:
+    """As ``read_tokens``, from the logits of all places."""
+    sequences = join(rollout.prompts, rollout.responses)
+    hidden = policy(
+        sequences.ids, sequences.mask, sequences.token_types, pictures.of(name, rollout.prompt_index)
+    )
+    every = (policy.logits(hidden).float() / temperature).log_softmax(dim=-1)
+    places, mask = predicting_mask(sequences.response_mask), rollout.responses.mask
+    said = every[:, :-1].gather(-1, sequences.ids[:, 1:, None]).squeeze(-1)
+    entropy = -(every.exp() * every).sum(dim=-1)
+    return Reading(in_rows(said[places[:, :-1]], mask), in_rows(entropy[places], mask))
+
+
+@contextmanager
+def as_plain(way: str) -> Iterator[None]:
+    """Compute log-probabilities in the given way."""
+    if way == "ours":
+        yield
+        return
+    with (
+        patch.object(learning_module, "read_tokens", plain_tokens),
+        patch.object(reading_module, "read_tokens", plain_tokens),
+    ):
+        yield
+
+
+def status(name: str) -> int:
+    """A size of this process in KiB, as Linux says it."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def write_model(folder: Path, args: argparse.Namespace) -> None:
+    """Write the model with fresh weights, and its processor."""
+    processor = tiny_processor()
+    config = tiny_config(processor.tokenizer)
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.num_hidden_layers, text.intermediate_size = args.width, args.layers, 3 * args.width
+    text.layer_types = ["full_attention"] * args.layers
+    text.vocab_size, text.max_position_embeddings = args.vocabulary, 4096
+    text.initializer_range = vision.initializer_range = args.width**-0.5
+    vision.hidden_size, vision.num_hidden_layers, vision.intermediate_size = (
+        args.tower_width,
+        2,
+        4 * args.tower_width,
+    )
+    vision.image_size, vision.patch_size = [PIXELS, PIXELS], [PATCH, PATCH]
+    config.downsample_ratio = FOLD
+    config.image_seq_length = processor.image_seq_length = int(PIXELS // PATCH * FOLD) ** 2
+    processor.image_processor.size = {"height": PIXELS, "width": PIXELS}
+    torch.manual_seed(0)
+    InternVLForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def write_prompts(folder: Path, count: int) -> None:
+    """Write as many prompts with a picture each."""
+    rng = np.random.default_rng(0)
+
+    def sample(number: int) -> Sample:
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)).save(file, "PNG")
+        content = [{"type": "image", "file": "00.png"}, {"type": "text", "text": WORDS}]
+        messages = [{"role": "user", "content": content}]
+        record = {"id": str(number), "source": "benchmark", "domain": "reading", "messages": messages}
+        return Sample(f"{number:06d}", record, {"00.png": file.getvalue()})
+
+    write_shards(map(sample, range(count)), folder, kind="prompt")
+
+
+def iterate(way: str, folder: Path, args: argparse.Namespace) -> Any:
+    """One iteration from the same start; the module behind it."""
+    model = str(folder / "model")
+    torch.manual_seed(0)
+    module = {"ours": Timed, "plain": Plain}[way](
+        partial(Backbone, model, head=True),
+        critic=partial(Critic, model, head="zero"),
+        reward_model=partial(RewardModel, model),
+        optimizer=partial(torch.optim.AdamW, lr=1e-4, eps=1e-3),
+        critic_optimizer=partial(torch.optim.AdamW, lr=1e-4, eps=1e-3),
+        kl=FixedKL(0.05),
+        sampling=Sampling(n=args.samples, min_tokens=args.tokens, max_tokens=args.tokens),
+        epochs=args.epochs,
+        minibatch_size=args.prompts * args.samples,
+        rows_at_once=args.rows,
+    )
+    run = L.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with as_plain(way):
+        run.fit(module, PromptDataModule(model, train=str(folder / "prompts"), batch_size=args.prompts))
+    return module
+
+
+def memory_of(way: str, folder: Path) -> float:
+    """The iteration's memory in MiB, in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", way, "--folder", str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(ended.stdout.split()[-1])
+
+
+def main() -> None:
+    """Measure, and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--rounds", type=int, default=5, help="how often the two take turns")
+    parser.add_argument(
+        "--prompts", type=int, default=4, help="prompts of the iteration, with a picture each"
+    )
+    parser.add_argument("--samples", type=int, default=4, help="answers to each prompt")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer")
+    parser.add_argument("--rows", type=int, default=8, help="answers in a forward pass")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the answers")
+    parser.add_argument("--width", type=int, default=256, help="of the language model")
+    parser.add_argument("--layers", type=int, default=4, help="of the language model")
+    parser.add_argument("--tower-width", type=int, default=112, help="of the two layers of the tower")
+    parser.add_argument("--vocabulary", type=int, default=2048, help="tokens of the language head")
+    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if args.memory_of:
+        print(iterate(args.memory_of, args.folder, args).memory)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder / "model", args)
+        write_prompts(folder / "prompts", args.prompts)
+        seconds: list[dict[str, dict[str, float]]] = []
+        for number in range(args.rounds + 1):
+            modules = {way: iterate(way, folder, args) for way in (WAYS if number % 2 else WAYS[::-1])}
+            if number:  # the first round warms up
+                seconds.append({way: module.spent for way, module in modules.items()})
+        apart = max(
+            float((ours - theirs).abs().max())
+            for ours, theirs in zip(*(modules[way].state_dict().values() for way in WAYS), strict=True)
+        )
+        memory = {way: memory_of(way, folder) for way in WAYS}
+    for clock in ("wall", "CPU"):
+        spent = {way: median(one[way][clock] for one in seconds) for way in WAYS}
+        ratios = [one["plain"][clock] / one["ours"][clock] for one in seconds]
+        print(f"{clock} seconds of an iteration: ours {spent['ours']:.2f}, plain {spent['plain']:.2f}")
+        rounds = " ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"{clock} time, plain / ours: median {median(ratios):.2f}, rounds {rounds}")
+    print(f"memory beyond weights, MiB: ours {memory['ours']:.0f}, plain {memory['plain']:.0f}")
+    print(f"memory, plain / ours: {memory['plain'] / memory['ours']:.2f}")
+    print(f"trained weights differ by at most {apart:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who takes part in on-policy training: four networks, their optimisers, and what a checkpoint keeps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from ixc_lightning.functional.moments import Moments, merge_moments
+from ixc_lightning.models.backbone import Backbone
+from ixc_lightning.models.critic import Critic
+from ixc_lightning.models.reward_model import RewardModel
+from ixc_lightning.modules.kl_control import KLControl
+from ixc_lightning.modules.optimisation import check_state, optimise, without_callables
+from ixc_lightning.modules.random_state import restore_random_state, save_random_state
+from ixc_lightning.modules.roles import check_reads, check_speaks, frozen, placed, without_dropout
+from ixc_lightning.modules.score_scale import DomainScale
+from ixc_lightning.rollout import check_same_tokenizer, load_processor
+from ixc_lightning.types import InputError
+
+STATE = "on_policy"
+SAVED = ("policy.", "critic.")
+"""Roles that are trained. The others are built from their sources, never change, and are in no checkpoint."""
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+class Networks(L.LightningModule):
+    """Policy, reference, reward model and critic: built, optimised and saved.
+
+    ``OnPolicyModule`` says what the attributes are, and sets them.
+    """
+
+    policy: Backbone | None
+    reference: Backbone | None
+    reward_model: RewardModel | None
+    critic: Critic | None
+    build_policy: Callable[[], Backbone]
+    build_reward_model: Callable[[], RewardModel] | None
+    build_critic: Callable[[], Critic] | None
+    optimizer: OptimizerCallable
+    critic_optimizer: OptimizerCallable | None
+    scheduler: LRSchedulerCallable | None
+    critic_scheduler: LRSchedulerCallable | None
+    kl: KLControl
+    score_scale: DomainScale | None
+    reward_suffix: str
+    compute_dtype: str
+    start: dict[str, Any] | None
+    is_learning: bool
+
+    @property
+    def model(self) -> Backbone | None:
+        """What training makes, and an export writes: the policy."""
+        return self.policy
+
+    @property
+    def processor(self) -> Any:
+        """Of the datamodule, and so of the policy."""
+        return self.trainer.datamodule.encoder.processor
+
+    @property
+    def suffix(self) -> list[int]:
+        """The tokens of ``reward_suffix``."""
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer(self.reward_suffix, add_special_tokens=False)["input_ids"]
+
+    def roles(self) -> dict[str, Backbone | RewardModel | Critic | None]:
+        """All networks by name."""
+        return {
+            "policy": self.policy,
+            "reference": self.reference,
+            "reward_model": self.reward_model,
+            "critic": self.critic,
+        }
+
+    def setup(self, stage: str) -> None:
+        """Look at the trainer before anything large is built.
+
+        Raises:
+            InputError: it computes in a precision in which this training does not hold.
+        """
+        if stage == "fit" and self.trainer.precision not in PRECISIONS:
+            raise InputError(
+                f"trainer.precision is {self.trainer.precision}, but on-policy training computes in "
+                f"{' or '.join(PRECISIONS)}: its steps are not scaled as float16 needs it, and weights in "
+                "half precision lose small steps; give trainer.precision one of the two"
+            )
+
+    def configure_model(self) -> None:
+        """Build every role, once, and shard each where the strategy has a mesh of ranks.
+
+        Without a trainer the policy is built alone: that is all that is exported from a checkpoint.
+
+        Raises:
+            InputError: the policy cannot speak, or has nothing to train.
+        """
+        if self.policy is not None:
+            return
+        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+        dtype = getattr(torch, self.compute_dtype)
+        policy = without_dropout(self.build_policy())
+        check_speaks(policy, "policy")
+        self.policy = placed(policy, mesh, compute_dtype=dtype)
+        if self._trainer is None:
+            return
+        self.reference = placed(frozen(self.build_policy()), mesh, compute_dtype=dtype)
+        if self.build_reward_model is not None:
+            self.reward_model = placed(frozen(self.build_reward_model()), mesh, compute_dtype=dtype)
+        if self.build_critic is not None:
+            self.critic = placed(without_dropout(self.build_critic()), mesh, compute_dtype=dtype)
+
+    def on_fit_start(self) -> None:
+        """Make sure that reward model and critic read the policy's tokens and pictures as they are.
+
+        Raises:
+            InputError: one has another tokenizer, template or picture processor, or the reward model reads a
+                token that no response holds.
+        """
+        for name, role in (("reward model", self.reward_model), ("critic", self.critic)):
+            if role is not None:
+                own = load_processor(role.backbone.config._name_or_path)
+                check_same_tokenizer(self.processor, own, role=name)
+        if self.reward_model is not None:
+            check_reads(self.reward_model, self.suffix)
+        # Lightning advises to keep the weights of before the step. Ours are saved behind whole iterations,
+        # and optimisers, schedules and data stand there as well.
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+
+    def train(self, mode: bool = True) -> Networks:
+        """Set training mode, except in roles that only judge."""
+        super().train(mode)
+        for role in (self.reference, self.reward_model):
+            if role is not None:
+                role.eval()
+        return self
+
+    def configure_optimizers(self) -> Any:
+        """The policy's optimiser, and the critic's, with their schedules."""
+        assert self.policy is not None
+        made = [optimise(self.policy.parameters(), self.optimizer, self.scheduler)]
+        if self.critic is not None:
+            assert self.critic_optimizer is not None
+            made.append(optimise(self.critic.parameters(), self.critic_optimizer, self.critic_scheduler))
+        return tuple(made)
+
+    def step_schedules(self) -> None:
+        """Move every learning rate on by one iteration."""
+        schedules = self.lr_schedulers() or []
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            schedule.step()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Policy and critic; the roles that judge are built from their sources."""
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if name.startswith(SAVED)}
+
+    def steering(self) -> dict[str, Any]:
+        """The KL coefficient and the running statistics, as plain numbers."""
+        scale = {} if self.score_scale is None else self.score_scale.state_dict()
+        return {"kl_coef": self.kl.coef, "score_scale": scale}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the KL coefficient, the running statistics and the random state, and whether all of it fits.
+
+        A checkpoint may be written in the midst of an iteration, by a signal or an exception. Before the
+        first optimiser step it is that of the iteration's start, later nothing can be made of it.
+        """
+        checkpoint["hyper_parameters"] = without_callables(checkpoint.get("hyper_parameters", {}))
+        checkpoint[STATE] = {**(self.start or self.steering()), "is_whole": not self.is_learning}
+        save_random_state(self.trainer, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture, by name, and go on where it stood.
+
+        Raises:
+            InputError: it is of another architecture, or was written between two optimiser steps of one
+                iteration and is to be trained on.
+        """
+        if self._trainer is None:
+            weights = checkpoint["state_dict"].items()
+            checkpoint["state_dict"] = {name: w for name, w in weights if name.startswith("policy.")}
+        check_state(self, checkpoint)
+        if self._trainer is None or not self._trainer.training:
+            return
+        state = checkpoint[STATE]
+        if not state["is_whole"]:
+            raise InputError(
+                "the checkpoint was written in the midst of an iteration, when policy and critic had made "
+                "some of its steps, so no run can go on from it as if it had not stopped: resume from the "
+                "checkpoint before it, or export this one and start a new run from the policy"
+            )
+        restore_random_state(self._trainer, checkpoint)
+        self.kl.coef = state["kl_coef"]
+        if self.score_scale is not None:
+            self.score_scale.load_state_dict(state["score_scale"])
+
+    def reduce(self, sums: Tensor) -> Tensor:
+        """Mean over ranks, of sums and counts alike."""
+        return self.trainer.strategy.reduce(sums, reduce_op="mean")
+
+    def over_ranks(self, moments: Moments) -> Moments:
+        """Moments of this rank to those of all."""
+        every = self.all_gather(torch.tensor(moments, dtype=torch.float64, device=self.device))
+        return merge_moments(Moments(*row) for row in every.reshape(-1, 3).tolist())
