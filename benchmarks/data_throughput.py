@@ -33,6 +33,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import lightning as L
 import numpy as np
 import psutil
 import torch
@@ -134,6 +135,9 @@ class Ours:
     def __init__(self, shards: Path, processor: Path, *, batch_size: int) -> None:
         self.data = PreferenceDataModule(
             str(processor), train=str(shards), batch_size=batch_size, num_workers=WORKERS, video_frames=FRAMES
+        )
+        self.data.trainer = L.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
         )
         self.data.setup("fit")
         self.loader = self.data.train_dataloader()
@@ -266,7 +270,7 @@ def serve_loops(pipe: Any, shards: Path, processor: Path, media_only: bool, numb
 
 def loop_all(encoder: ChatEncoder, record: Record, text: str, answers: list[str]) -> None:
     """Decode the media of a record, and call processor and tokenizer."""
-    encoder.processor(text=[text], return_tensors="pt", **encoder._media(record))
+    encoder.processor(text=[text], return_tensors="pt", **encoder._media(*encoder._decode(record)))
     for answer in answers:
         encoder.tokenizer([answer], add_special_tokens=False, return_tensors="pt")
 

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One iteration of PPO: this package, and the plain way to do the same.
+"""One iteration of PPO: this package, and two plain ways to do the same.
 
 ``python benchmarks/ppo_step.py`` takes some minutes on two quiet cores, needs Linux, and prints the ratios of
 wall time and of CPU time, which other programs on the machine disturb less, in each round and their median,
 the ratio of the peak memories, and how far apart the trained weights are, which is rounding; ``--help`` tells
 what can be changed.
 
-ours   One look at each picture for policy, reference, critic and reward model, generation included; logits
-       exist for one chunk of the response tokens at a time.
-plain  Every network encodes the pictures by itself in each of its passes, for each answer, as it is where the
-       pixels are repeated with the prompt; generation alone encodes a picture once for all answers.
-       Log-probabilities are taken from the logits of all places of prompt and response.
+ours      One look at each picture for policy, reference, critic and reward model, generation included; logits
+          exist for one chunk of the response tokens at a time.
+apart     Every network encodes the pictures by itself in each of its passes, once for each prompt.
+          Log-probabilities are taken from the logits of all places of prompt and response.
+repeated  As ``apart``, but for each answer, as it is where the pixels are repeated with the prompt;
+          generation alone encodes a picture once for all answers.
 
-Both run the same ``PPOModule`` on the same prompts, answers and settings, and take turns. The model is an
+All run the same ``PPOModule`` on the same prompts, answers and settings, and take turns. The model is an
 InternVL of a few million parameters with proportions like those of a 7B model: per picture token the weights
 of the tower are used about a third as much as those of the language model, the head's a sixth. Memory is that
 of a fresh process for each way: the most that was resident in the iteration beyond what was before it, so
@@ -60,7 +61,7 @@ from ixc_lightning.modules.pictures import Pictures
 from ixc_lightning.rollout import Sampling
 from ixc_lightning.types import PromptBatch, Rollout
 
-WAYS = ("ours", "plain")
+WAYS = ("ours", "apart", "repeated")
 PIXELS, PATCH, FOLD = 448, 14, 0.5  # 1,024 patches, folded to 256 tokens
 WORDS = "what number is shown here and how many digits are there in the picture please answer"
 KIB_PER_MIB = 1024
@@ -79,12 +80,17 @@ class Timed(PPOModule):
         return out
 
 
-class PlainPictures(Pictures):
-    """Pictures, one for each prompt, that every role encodes anew for each answer whenever it is called."""
+class ApartPictures(Pictures):
+    """Pictures that every role encodes anew whenever it is called, each picture once."""
 
     def all(self, role: str) -> Visuals | None:
         """The pictures of all prompts, as the role sees them."""
-        return self.roles[role].encode(self.prompts.media)
+        self.seen.clear()
+        return super().all(role)
+
+
+class RepeatedPictures(ApartPictures):
+    """Pictures, one for each prompt, that every role encodes anew for each answer whenever it is called."""
 
     def of(self, role: str, prompt_index: torch.Tensor) -> Visuals | None:
         """The pictures of some prompts, in the given order, as the role sees them."""
@@ -93,12 +99,21 @@ class PlainPictures(Pictures):
         )
 
 
-class Plain(Timed):
+class Apart(Timed):
     """The same training, where nobody shares what it saw."""
+
+    pictures = ApartPictures
 
     def look(self, batch: PromptBatch) -> Pictures:
         """The batch's pictures, for every role apart."""
-        return PlainPictures(batch.prompts, super().look(batch).roles, {})
+        roles = super().look(batch).roles
+        return self.pictures(batch.prompts, roles, {name: name for name in roles})
+
+
+class Repeated(Apart):
+    """The same training, where every answer brings its own pixels."""
+
+    pictures = RepeatedPictures
 
 
 def plain_tokens(
@@ -176,7 +191,7 @@ def iterate(way: str, folder: Path, args: argparse.Namespace) -> Any:
     """One iteration from the same start; the module behind it."""
     model = str(folder / "model")
     torch.manual_seed(0)
-    module = {"ours": Timed, "plain": Plain}[way](
+    module = {"ours": Timed, "apart": Apart, "repeated": Repeated}[way](
         partial(Backbone, model, head=True),
         critic=partial(Critic, model, head="zero"),
         reward_model=partial(RewardModel, model),
@@ -212,7 +227,7 @@ def memory_of(way: str, folder: Path) -> float:
 def main() -> None:
     """Measure, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--rounds", type=int, default=5, help="how often the two take turns")
+    parser.add_argument("--rounds", type=int, default=5, help="how often they take turns")
     parser.add_argument(
         "--prompts", type=int, default=4, help="prompts of the iteration, with a picture each"
     )
@@ -240,20 +255,24 @@ def main() -> None:
             modules = {way: iterate(way, folder, args) for way in (WAYS if number % 2 else WAYS[::-1])}
             if number:  # the first round warms up
                 seconds.append({way: module.spent for way, module in modules.items()})
-        apart = max(
-            float((ours - theirs).abs().max())
-            for ours, theirs in zip(*(modules[way].state_dict().values() for way in WAYS), strict=True)
+        weights = {way: module.state_dict() for way, module in modules.items()}
+        rounding = max(
+            float((weight - weights[way][name]).abs().max())
+            for way in WAYS[1:]
+            for name, weight in weights["ours"].items()
         )
         memory = {way: memory_of(way, folder) for way in WAYS}
     for clock in ("wall", "CPU"):
-        spent = {way: median(one[way][clock] for one in seconds) for way in WAYS}
-        ratios = [one["plain"][clock] / one["ours"][clock] for one in seconds]
-        print(f"{clock} seconds of an iteration: ours {spent['ours']:.2f}, plain {spent['plain']:.2f}")
-        rounds = " ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"{clock} time, plain / ours: median {median(ratios):.2f}, rounds {rounds}")
-    print(f"memory beyond weights, MiB: ours {memory['ours']:.0f}, plain {memory['plain']:.0f}")
-    print(f"memory, plain / ours: {memory['plain'] / memory['ours']:.2f}")
-    print(f"trained weights differ by at most {apart:.1e}")
+        spent = ", ".join(f"{way} {median(one[way][clock] for one in seconds):.2f}" for way in WAYS)
+        print(f"{clock} seconds of an iteration: {spent}")
+        for way in WAYS[1:]:
+            ratios = [one[way][clock] / one["ours"][clock] for one in seconds]
+            rounds = " ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"{clock} time, {way} / ours: median {median(ratios):.2f}, rounds {rounds}")
+    print("memory beyond weights, MiB: " + ", ".join(f"{way} {size:.0f}" for way, size in memory.items()))
+    for way in WAYS[1:]:
+        print(f"memory, {way} / ours: {memory[way] / memory['ours']:.2f}")
+    print(f"trained weights differ by at most {rounding:.1e}")
 
 
 if __name__ == "__main__":

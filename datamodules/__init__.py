@@ -5,9 +5,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ixc_lightning.datamodules.benchmarks.datamodule import BenchmarkDataModule as BenchmarkDataModule
     from ixc_lightning.datamodules.instruction import InstructionDataModule as InstructionDataModule
     from ixc_lightning.datamodules.preference import PreferenceDataModule as PreferenceDataModule
     from ixc_lightning.datamodules.prompts import PromptDataModule as PromptDataModule
+    from ixc_lightning.datamodules.scoring import ScoringDataModule as ScoringDataModule
 else:
 
     def __getattr__(name: str) -> type:
@@ -17,10 +19,18 @@ else:
         return getattr(import_module(_MODULES[name]), name)
 
 
-__all__ = ["InstructionDataModule", "PreferenceDataModule", "PromptDataModule"]
+__all__ = [
+    "BenchmarkDataModule",
+    "InstructionDataModule",
+    "PreferenceDataModule",
+    "PromptDataModule",
+    "ScoringDataModule",
+]
 
 _MODULES = {
+    "BenchmarkDataModule": "ixc_lightning.datamodules.benchmarks.datamodule",
     "InstructionDataModule": "ixc_lightning.datamodules.instruction",
     "PreferenceDataModule": "ixc_lightning.datamodules.preference",
     "PromptDataModule": "ixc_lightning.datamodules.prompts",
+    "ScoringDataModule": "ixc_lightning.datamodules.scoring",
 }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -15,31 +15,23 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ixc_lightning.datamodules.batches import BatchDataset, Collator, ResumingLoader, StepSampler
+from ixc_lightning.datamodules.cache import FOLDER, ShardCache
+from ixc_lightning.datamodules.filtering import filter_records
 from ixc_lightning.datamodules.filters import Filter
+from ixc_lightning.datamodules.memory import keep_freed_memory
+from ixc_lightning.datamodules.mixture import Source, as_list, as_sources, check_window, source_ends
 from ixc_lightning.datamodules.order import Order, Part, SequentialOrder, TrainingOrder
-from ixc_lightning.datamodules.patterns import expand_shards
+from ixc_lightning.datamodules.pixels import to_floats
 from ixc_lightning.datamodules.processing import ChatEncoder, text_of
 from ixc_lightning.datamodules.quarantine import BadSample, Quarantine
 from ixc_lightning.datamodules.records import Kind
+from ixc_lightning.datamodules.remote import is_remote
 from ixc_lightning.datamodules.resume import TrainingPosition
 from ixc_lightning.datamodules.shards import Selection, ShardDataset
 from ixc_lightning.types import Example, InputError
 
 Records: TypeAlias = ShardDataset | Selection
 BAD_SAMPLES = "bad_samples"
-
-
-@dataclass
-class Source:
-    """Shards in a mixture.
-
-    Args:
-        shards: a folder, a tar, a pattern such as ``data/shard-{000000..000009}.tar``, or a list of them.
-        weight: passes over them in one epoch; with 0.5, each epoch takes half and the next one the rest.
-    """
-
-    shards: str | list[str]
-    weight: float = 1.0
 
 
 class ShardDataModule(L.LightningDataModule, ABC):
@@ -54,7 +46,9 @@ class ShardDataModule(L.LightningDataModule, ABC):
         processor: hub id or folder of the model's processor. The command line takes it from the model's
             ``source``.
         train: shards to train on: a folder, a tar, a pattern such as ``data/shard-{000000..000009}.tar``, a
-            list of them, or a list of ``Source`` (``shards`` and ``weight``).
+            list of them, or a list of ``Source`` (``shards`` and ``weight``). Each may lie at an address that
+            ``fsspec`` knows, such as ``s3://bucket/train``. A folder that a converter wrote stands for those
+            below it.
         val: shards to validate on.
         test: shards to test on.
         predict: shards to score.
@@ -74,6 +68,9 @@ class ShardDataModule(L.LightningDataModule, ABC):
         on_bad_sample: ``raise`` ends the run at a sample that cannot be used; ``quarantine`` leaves it out,
             lists it in ``bad_samples`` below the log folder, and counts it.
         max_bad_fraction: the run ends once more than this share of the samples was bad.
+        cache_folder: where shards from an address are kept, for all processes of a machine.
+        cache_gb: gigabytes that they may take; those unused for the longest go first.
+        prefetch: batches that each worker looks ahead, to fetch their shards before they are needed.
 
     Attributes:
         dropped: number of training records that each filter left out, by the name of its class.
@@ -106,10 +103,13 @@ class ShardDataModule(L.LightningDataModule, ABC):
         group_by_length: int = 0,
         on_bad_sample: Literal["raise", "quarantine"] = "raise",
         max_bad_fraction: float = 0.01,
+        cache_folder: str = FOLDER,
+        cache_gb: float = 100.0,
+        prefetch: int = 16,
     ) -> None:
         super().__init__()
         self.processor = processor
-        self.sources = _sources(train)
+        self.sources = as_sources(train)
         self.shards = {"val": val, "test": test, "predict": predict}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -125,6 +125,11 @@ class ShardDataModule(L.LightningDataModule, ABC):
         self.group_by_length = group_by_length
         self.on_bad_sample = on_bad_sample
         self.max_bad_fraction = max_bad_fraction
+        if prefetch < 0:
+            raise InputError(f"data.prefetch is {prefetch}, but is a number of batches: 0 or more")
+        self.cache_folder = cache_folder
+        self.cache_gb = cache_gb
+        self.prefetch = prefetch
         self.dropped: dict[str, int] = {}
         self._datasets: dict[str, Records] = {}
         self._damage: list[BadSample] = []
@@ -139,7 +144,8 @@ class ShardDataModule(L.LightningDataModule, ABC):
         Every stage opens all splits, so that a domain has the same id in each.
 
         Raises:
-            InputError: a path that leads to no shard, or filters that leave nothing.
+            InputError: a path or an address that leads to no shard, filters that leave nothing, or a cache
+                that is too small.
         """
         if not self._datasets:
             self._open()
@@ -175,6 +181,14 @@ class ShardDataModule(L.LightningDataModule, ABC):
             for bad in batch.bad:
                 rank_zero_warn(f"a sample is left out of the evaluation: {BadSample(*bad).reason}")
         return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make floats of the pixels that came as bytes, on the device."""
+        scales = self._encoder_in_bytes.scales
+        if not scales:
+            return batch
+        media = to_floats(batch.prompts.media, scales)
+        return batch._replace(prompts=batch.prompts._replace(media=media))
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the order of the samples, and in which order."""
@@ -249,6 +263,10 @@ class ShardDataModule(L.LightningDataModule, ABC):
         """Samples of a training step, over all ranks."""
         return self.batch_size * self._ranks[1]
 
+    @cached_property
+    def _encoder_in_bytes(self) -> ChatEncoder:
+        return self.encoder.in_bytes()
+
     def _open(self) -> None:
         self.encoder = ChatEncoder(
             self.processor,
@@ -257,11 +275,13 @@ class ShardDataModule(L.LightningDataModule, ABC):
             response_suffix=self.response_suffix,
         )
         on_damage = self._damage.append if self.on_bad_sample == "quarantine" else None
-        paths = [expand_shards(source.shards, kind=self.kind) for source in self.sources]
-        self._shards_of_sources = [len(source) for source in paths]
-        named = {"train": [path for source in paths for path in source], **self.shards}
+        named = {"train": [one for source in self.sources for one in source.names]}
+        named |= {split: as_list(shards) for split, shards in self.shards.items()}
+        cache = None
+        if any(is_remote(one) for shards in named.values() for one in shards):
+            cache = ShardCache(self.cache_folder, round(self.cache_gb * 1e9))
         opened = {
-            split: ShardDataset(shards, kind=self.kind, on_damage=on_damage)
+            split: ShardDataset(shards, kind=self.kind, on_damage=on_damage, cache=cache)
             for split, shards in named.items()
             if shards
         }
@@ -271,9 +291,19 @@ class ShardDataModule(L.LightningDataModule, ABC):
     def _begin_fit(self) -> None:
         """Filter the training records, fix their order, and stand at its beginning."""
         train = self.dataset("train")
-        if self.filters and isinstance(train, ShardDataset):
-            train = self._datasets["train"] = self._filtered(train)
-        ends = np.cumsum(self._shards_of_sources)
+        whole = train.records if isinstance(train, Selection) else train
+        ends = source_ends(self.sources, whole.groups)
+        check_window(
+            np.split(whole.remote_bytes, ends[:-1]),
+            window=self.shuffle_shards,
+            cache_bytes=self.cache_gb * 1e9,
+            advice="raise data.cache_gb, or lower data.shuffle_shards",
+        )
+        if self.filters and train is whole:
+            train, self.dropped = filter_records(
+                whole, self.filters, self.encoder, keeps_bad=self.on_bad_sample == "quarantine"
+            )
+            self._datasets["train"] = train
         counts = np.split(train.counts, ends[:-1])
         for source, part in zip(self.sources, counts, strict=True):
             if not part.sum():
@@ -301,14 +331,18 @@ class ShardDataModule(L.LightningDataModule, ABC):
 
     def _loader(self, split: str, order: Order, batch_size: int) -> ResumingLoader:
         rank, world_size = self._ranks
+        collator = self.collator()
+        if self.trainer is not None:  # which calls ``on_after_batch_transfer``
+            collator.encoder = self._encoder_in_bytes
         batches = BatchDataset(
             self.dataset(split),
             order,
-            self.collator(),
+            collator,
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
             keeps_going=self.on_bad_sample == "quarantine",
+            prefetch=self.prefetch,
         )
 
         def begin() -> tuple[int, int]:
@@ -322,6 +356,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
             sampler=StepSampler(batches, begin),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=keep_freed_memory,
             # Else every new iterator draws from the global generator, and a resumed run from another place.
             generator=torch.Generator().manual_seed(self.seed),
             pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
@@ -338,41 +373,3 @@ class ShardDataModule(L.LightningDataModule, ABC):
             self.trainer.logger.log_metrics(
                 {"data/bad_samples": self.quarantine.num_bad}, self.trainer.global_step
             )
-
-    def _filtered(self, dataset: ShardDataset) -> Selection:
-        kept = np.arange(len(dataset))
-        dropped: dict[str, int] = {}
-        for rule in self.filters:
-            before = len(kept)
-            rule.prepare(self.encoder)
-            kept = np.array(
-                [index for index in kept if self._keeps(rule, dataset, int(index))], dtype=np.int64
-            )
-            name = type(rule).__name__
-            dropped[name] = dropped.get(name, 0) + before - len(kept)
-            details = f" ({rule.details})" if rule.details else ""
-            rank_zero_info(f"{name} dropped {before - len(kept):,} of {before:,} training records{details}")
-        if not len(kept):
-            raise InputError(f"{', '.join(dropped)} dropped every training record: loosen data.filters")
-        self.dropped = dropped
-        return Selection(dataset, kept)
-
-    def _keeps(self, rule: Filter, dataset: ShardDataset, index: int) -> bool:
-        """Whether a filter keeps a record; one that cannot be read stays, and is bad when its turn comes."""
-        try:
-            return rule.keep(dataset.record(index, media=rule.needs_media), self.encoder)
-        except InputError:
-            if self.on_bad_sample == "raise":
-                raise
-            return True
-
-
-def _sources(train: str | list[str] | list[Source] | None) -> list[Source]:
-    """What was given for training, as sources; plain paths are one source together."""
-    if train is None:
-        return []
-    given = [train] if isinstance(train, str) else train
-    paths = [one for one in given if isinstance(one, str)]
-    if paths and len(paths) < len(given):
-        raise InputError("data.train mixes paths with sources: give every one of them as shards and weight")
-    return [Source(paths)] if paths else [one for one in given if isinstance(one, Source)]

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Int64
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
 from ixc_lightning.datamodules.collate import Collator, Sample
-from ixc_lightning.datamodules.order import FILL, Order
+from ixc_lightning.datamodules.order import FILL, Order, TrainingOrder
 from ixc_lightning.datamodules.quarantine import BadSample
+from ixc_lightning.datamodules.remote import StoreInputError
 from ixc_lightning.types import InputError, Record
 
 MAX_TRIES = 1000
@@ -32,6 +35,13 @@ class Records(Protocol):
     def place(self, index: int) -> tuple[str, str]:
         """Return shard and key of record ``index``."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of them lies at an address."""
+
+    def prefetch(self, indices: Int64[np.ndarray, " N"]) -> None:
+        """Begin to fetch what lies at an address, in this order, in the background."""
+
 
 class BatchDataset(Dataset[Any]):
     """The batches of one rank, each by the place in the order where the step of all ranks begins.
@@ -39,6 +49,9 @@ class BatchDataset(Dataset[Any]):
     A step takes ``world_size`` · ``batch_size`` samples that follow each other in the order; each rank takes
     its slice of them. The slice is shorter where the order ends or samples are bad. One that is empty gets a
     copy of a good sample, marked as not real, so that no rank waits for another.
+
+    Before a batch is made, the shards of those to come are named to the records, which fetch what lies at an
+    address. Each worker looks ahead at its own.
 
     Args:
         records: where the records are.
@@ -48,6 +61,7 @@ class BatchDataset(Dataset[Any]):
         rank: this process.
         world_size: number of processes.
         keeps_going: whether a bad sample is left out and reported with its batch; else it raises.
+        prefetch: batches of this process that it looks ahead; 0 fetches a shard when it is needed.
     """
 
     def __init__(
@@ -60,6 +74,7 @@ class BatchDataset(Dataset[Any]):
         rank: int,
         world_size: int,
         keeps_going: bool,
+        prefetch: int = 0,
     ) -> None:
         self.records = records
         self.order = order
@@ -68,6 +83,8 @@ class BatchDataset(Dataset[Any]):
         self.rank = rank
         self.world_size = world_size
         self.keeps_going = keeps_going
+        self.prefetch = prefetch
+        self._ahead: dict[int, Int64[np.ndarray, " N"]] = {}
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -82,13 +99,14 @@ class BatchDataset(Dataset[Any]):
         """Return this rank's batch of the step that begins at ``start``, counted over all epochs.
 
         Raises:
-            InputError: naming the record, if one is bad and ``keeps_going`` is off, or all are.
+            InputError: naming the record, if one is bad and ``keeps_going`` is off, or all are; or naming the
+                address, if its shard cannot be fetched.
         """
+        if self.prefetch and self.records.is_remote:
+            self._look_ahead(start)
         epoch, place = divmod(start, len(self.order))
-        places = place + self.rank * self.batch_size + np.arange(self.batch_size)
-        indices = self.order.records(epoch, places)
         bad: list[BadSample] = []
-        found = [self._sample(int(index), bad) for index in indices if index != FILL]
+        found = [self._sample(int(index), bad) for index in self._indices(start)]
         samples = [sample for sample in found if sample]
         return self.collator.collate(
             samples or [self._any_sample(epoch, place)],
@@ -97,11 +115,32 @@ class BatchDataset(Dataset[Any]):
             bad=bad,
         )
 
+    def _indices(self, start: int) -> Int64[np.ndarray, " N"]:
+        """Numbers of this rank's records in the step that begins at ``start``."""
+        epoch, place = divmod(start, len(self.order))
+        indices = self.order.records(epoch, place + self.rank * self.batch_size + np.arange(self.batch_size))
+        return indices[indices != FILL]
+
+    def _look_ahead(self, start: int) -> None:
+        """Have the shards of this process's next batches fetched, beginning with the one at ``start``."""
+        worker = get_worker_info()
+        stride = self.step * (worker.num_workers if worker else 1)
+        stop = start + stride * (self.prefetch + 1)
+        if not isinstance(self.order, TrainingOrder):  # it ends with its epoch
+            stop = min(stop, (start // len(self.order) + 1) * len(self.order))
+        known, self._ahead = self._ahead, {}
+        with suppress(InputError):  # which a batch raises when it is made
+            for ahead in range(start, stop, stride):
+                self._ahead[ahead] = known[ahead] if ahead in known else self._indices(ahead)
+        self.records.prefetch(np.concatenate([*self._ahead.values(), np.arange(0)]))
+
     def _sample(self, index: int, bad: list[BadSample]) -> Sample | None:
         """Return a record and what it is encoded to; a bad one is put on the list."""
         try:
             record = self.records.record(index)
             return record, self.collator.encode(record)
+        except StoreInputError:  # it says nothing about the sample
+            raise
         except InputError as error:
             if not self.keeps_going:
                 raise

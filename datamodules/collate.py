@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ixc_lightning.datamodules.pixels import merge_pixels
 from ixc_lightning.datamodules.processing import ChatEncoder, Encoded
 from ixc_lightning.datamodules.quarantine import BadSample
-from ixc_lightning.functional.media import merge_media
 from ixc_lightning.types import MODALITIES, InstructionBatch, PreferenceBatch, Prompts, Record, Responses
 
 Batch = TypeVar("Batch")
@@ -118,7 +118,7 @@ def prompts(encoded: Sequence[Encoded]) -> Prompts:
         name: _pad([sample.token_types.get(name, torch.zeros_like(sample.ids)) for sample in encoded])[0]
         for name in sorted(names)
     }
-    return Prompts(ids, mask, types, merge_media([sample.media for sample in encoded]))
+    return Prompts(ids, mask, types, merge_pixels([sample.media for sample in encoded], encoded[0].scales))
 
 
 def responses(ids: Sequence[Tensor]) -> Responses:

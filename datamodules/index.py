@@ -156,13 +156,26 @@ def read_entries(shard: Path, *, on_damage: OnDamage | None = None) -> list[Entr
     Raises:
         InputError: if the sidecar was not made from this tar, or as ``scan_shard``.
     """
-    sidecar = index_path(shard)
-    if sidecar.exists():
-        first, *lines = sidecar.read_bytes().splitlines() or [b""]
-        header = _header(shard, first)
+    if index_path(shard).exists():
+        header, lines = _sidecar(shard)
         if _is_fresh(shard, header, refuse=on_damage is None):
             return _entries(shard, header, lines)
     return scan_shard(shard, on_damage=on_damage)
+
+
+def read_sidecar(shard: Path) -> tuple[Header, list[Entry]]:
+    """Return what the sidecar of a shard says; the shard itself need not be there.
+
+    Raises:
+        InputError: naming the sidecar, if it is no index of this version.
+    """
+    header, lines = _sidecar(shard)
+    return header, _entries(shard, header, lines)
+
+
+def _sidecar(shard: Path) -> tuple[Header, list[bytes]]:
+    first, *lines = index_path(shard).read_bytes().splitlines() or [b""]
+    return _header(shard, first), lines
 
 
 def _header(shard: Path, line: bytes) -> Header:

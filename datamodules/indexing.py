@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +13,7 @@ from ixc_lightning.datamodules.index import Header, index_path, read_entries, re
 from ixc_lightning.datamodules.patterns import expand_shards
 from ixc_lightning.datamodules.record_checks import MAX_JSON_BYTES
 from ixc_lightning.datamodules.records import Kind
+from ixc_lightning.datamodules.remote import is_remote, shown
 from ixc_lightning.datamodules.shard_writer import MANIFEST, Manifest
 from ixc_lightning.types import InputError
 
@@ -51,12 +49,15 @@ def paths_of(shards: str | Path) -> list[Path]:
     """Return the paths that a tar, a folder or a pattern stands for, whatever kind of record they hold.
 
     Raises:
-        InputError: as ``expand_shards``.
+        InputError: an address, because nothing is written there; or as ``expand_shards``.
     """
-    folder = Path(shards).expanduser()
-    has_manifest = folder.is_dir() and (folder / MANIFEST).exists()
-    # Without a manifest, nothing says of which kind the shards are, and any does.
-    return expand_shards(shards, kind=Kind(Manifest.load(folder).kind) if has_manifest else Kind.PROMPT)
+    if is_remote(shards):
+        raise InputError(
+            f"{shown(shards)}: only tars on a disk can be indexed or checked; run index on a local copy, and "
+            "upload what it writes beside the tars"
+        )
+    (found,) = expand_shards(shards)
+    return [Path(path) for path in found]
 
 
 def index_shards(paths: Iterable[Path]) -> Iterator[Indexed]:
@@ -98,25 +99,8 @@ def write_manifest(folder: Path, shards: Iterable[Indexed]) -> Manifest:
             f"{folder}: a folder holds records of one kind, but these were found: {found}; "
             "give each kind a folder of its own"
         )
-    manifest = Manifest(
-        kind=next(iter(kinds)).value,
-        samples=sum(shard.header.samples for shard in shards),
-        modalities=_total(shard.header.modalities for shard in shards),
-        domains=_total(shard.header.domains for shard in shards),
-        shards=[
-            {
-                "file": shard.path.name,
-                "samples": shard.header.samples,
-                "bytes": shard.header.bytes,
-                "sha256": shard.header.sha256,
-            }
-            for shard in shards
-        ],
-    )
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
-    partial = folder / f".{MANIFEST}.{os.getpid()}.partial"
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(folder / MANIFEST)
+    manifest = Manifest.of(next(iter(kinds)), {shard.path.name: shard.header for shard in shards})
+    manifest.save(folder)
     return manifest
 
 
@@ -178,7 +162,3 @@ def _kind(path: Path) -> Kind | None:
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             continue
     return None
-
-
-def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    return dict(sorted(sum(map(Counter, counts), Counter[str]()).items()))

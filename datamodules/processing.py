@@ -8,6 +8,7 @@ processor, never a model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +19,16 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase
 from transformers.video_utils import VideoMetadata
 
 from ixc_lightning.datamodules.media import Clip, decode_image, decode_video
+from ixc_lightning.datamodules.pixels import NO_SCALES, Scales, find_scales
 from ixc_lightning.types import InputError, Record
 
 TOKEN_ALIGNED = ("mm_token_type_ids", "token_type_ids")
-"""Processor outputs that hold one number per token; all others but the attention mask are media."""
+"""Processor outputs that the model takes beside the ids, one number per token."""
+PER_TOKEN = ("input_ids", "attention_mask", *TOKEN_ALIGNED)
+"""Processor outputs that hold one number per token; all others are media."""
+
+AS_BYTES = {"do_rescale": False, "do_normalize": False}
+"""Options by which processors leave pixels as they are after resizing."""
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -34,12 +41,14 @@ class Encoded(NamedTuple):
         token_types: per-token inputs of the model family, each (P,).
         media: pixel tensors and grids of the prompt's pictures.
         responses: token ids (T,) of each response, its end-of-turn token included.
+        scales: how those of ``media`` that are bytes become the processor's floats.
     """
 
     ids: Tensor
     token_types: dict[str, Tensor]
     media: dict[str, Tensor]
     responses: list[Tensor]
+    scales: Scales = NO_SCALES
 
 
 class ChatEncoder:
@@ -68,6 +77,8 @@ class ChatEncoder:
         self.max_tokens = max_tokens
         self.video_frames = video_frames
         self.response_suffix = response_suffix
+        self.scales = NO_SCALES
+        self._options: dict[str, dict[str, Any]] = {"images_kwargs": {}, "videos_kwargs": {}}
         if not (self.processor.chat_template or self.tokenizer.chat_template):
             raise InputError(
                 f"the processor of {source!r} has no chat template: add chat_template.jinja to the folder"
@@ -94,7 +105,20 @@ class ChatEncoder:
             token_types={name: prompt.pop(name) for name in TOKEN_ALIGNED if name in prompt},
             media={name: value for name, value in prompt.items() if name != "attention_mask"},
             responses=responses,
+            scales=self.scales,
         )
+
+    def in_bytes(self) -> ChatEncoder:
+        """This encoder with pixels that are bytes still, or itself if the processor's floats need more.
+
+        What takes its outputs must apply ``scales``, by which ``pixels.to_floats`` makes the floats.
+        """
+        if self.is_text_only:
+            return self
+        other = copy(self)
+        other._options = {name: dict(AS_BYTES) for name in ("images_kwargs", "videos_kwargs")}
+        other.scales = find_scales(self._try_media, other._try_media)
+        return other if other.scales else self
 
     def response_lengths(self, record: Record) -> tuple[int, int]:
         """Tokens of the chosen and of the rejected text alone, without template; needs no media."""
@@ -127,7 +151,10 @@ class ChatEncoder:
         if self.is_text_only and record.modality != "text":
             problem = f"a {record.modality} prompt, but the model reads text only; leave it out"
             raise InputError(f"{record.shard}:{record.key}: {problem}")
-        media = {} if self.is_text_only else self._media(record)
+        media = {} if self.is_text_only else self._media(*self._decode(record))
+        return self._inputs(record, text, media)
+
+    def _inputs(self, record: Record, text: str, media: Mapping[str, Any]) -> dict[str, Tensor]:
         # As ``apply_chat_template`` has it: a tokenizer's template writes every special token itself, that of
         # a processor may leave the first one to the tokenizer.
         bos = self.tokenizer.bos_token
@@ -142,9 +169,8 @@ class ChatEncoder:
                 f"{record.shard}:{record.key}: the processor cannot take this {record.modality} prompt "
                 f"({reason}); its texts may hold a placeholder of media, or the model may not know its media"
             ) from error
-        aligned = {"input_ids", "attention_mask", *TOKEN_ALIGNED}
         return {
-            name: torch.as_tensor(value)[0] if name in aligned else torch.as_tensor(value)
+            name: torch.as_tensor(value)[0] if name in PER_TOKEN else torch.as_tensor(value)
             for name, value in outputs.items()
         }
 
@@ -160,18 +186,30 @@ class ChatEncoder:
         ids: Tensor = self.tokenizer([answer], add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return ids
 
-    def _media(self, record: Record) -> dict[str, Any]:
+    def _media(self, images: Sequence[Image.Image], clips: Sequence[Clip]) -> dict[str, Any]:
         """Decoded media as keyword arguments of the processor, which must not name what a record lacks."""
-        images, clips = self._decode(record)
-        media: dict[str, Any] = {"images": [images]} if images else {}
+        media: dict[str, Any] = {}
+        if images:
+            media["images"] = [list(images)]
+            media["images_kwargs"] = self._options["images_kwargs"]
         if clips:
             media["videos"] = [[clip.frames for clip in clips]]
             # Frames were sampled when the clip was decoded; some families write their times into the prompt.
             media["videos_kwargs"] = {
+                **self._options["videos_kwargs"],
                 "do_sample_frames": False,
                 "video_metadata": [[_metadata(clip) for clip in clips]],
             }
         return media
+
+    def _try_media(self, images: Sequence[Image.Image], clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """What becomes of pictures and clips that belong to no record."""
+        kinds = ["image"] * len(images) + ["video"] * len(clips)
+        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": "?"}]
+        record = Record("", "", "", "", ({"role": "user", "content": content},))
+        text = self._text(record, record.messages, opens_answer=True)
+        outputs = self._inputs(record, text, self._media(images, clips))
+        return {name: value for name, value in outputs.items() if name not in PER_TOKEN}
 
     def pictures(self, record: Record) -> list[Image.Image]:
         """The images of a record, then the sampled frames of its clips."""

@@ -72,6 +72,20 @@ class Manifest:
     version: int = MANIFEST_VERSION
 
     @classmethod
+    def of(cls, kind: Kind, shards: Mapping[str, Header]) -> Manifest:
+        """Return the manifest of shards of one kind, by their file names in the order of the folder."""
+        return cls(
+            kind=kind.value,
+            samples=sum(header.samples for header in shards.values()),
+            modalities=_total(header.modalities for header in shards.values()),
+            domains=_total(header.domains for header in shards.values()),
+            shards=[
+                {"file": name, "samples": header.samples, "bytes": header.bytes, "sha256": header.sha256}
+                for name, header in shards.items()
+            ],
+        )
+
+    @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Return the manifest of a folder.
 
@@ -80,18 +94,39 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            manifest = cls(**json.loads(path.read_bytes()))
-            manifest._check_types()
+            return cls.parse(path.read_bytes(), name=str(path))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; was the folder written to the end?") from None
+
+    @classmethod
+    def parse(cls, data: bytes, *, name: str) -> Manifest:
+        """Return the manifest that ``save`` wrote.
+
+        Args:
+            data: what the file holds.
+            name: of the file, for messages.
+
+        Raises:
+            InputError: naming the file, if it is no manifest of this version.
+        """
+        try:
+            manifest = cls(**json.loads(data))
+            manifest._check_types()
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             problem = f"is not a manifest ({shortened(str(error))})"
-            raise InputError(f"{path}: {problem}; delete it, or write the shards again") from None
+            raise InputError(f"{name}: {problem}; delete it, or write the shards again") from None
         if manifest.version != MANIFEST_VERSION:
             raise InputError(
-                f"{path}: has version {manifest.version}, not {MANIFEST_VERSION}; write the shards again"
+                f"{name}: has version {manifest.version}, not {MANIFEST_VERSION}; write the shards again"
             )
         return manifest
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest of a folder; it appears whole."""
+        text = json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+        partial = folder / f".{MANIFEST}.{os.getpid()}.partial"
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(folder / MANIFEST)
 
     def _check_types(self) -> None:
         counts = [self.samples, *dict(self.modalities).values(), *dict(self.domains).values()]
@@ -129,18 +164,8 @@ def write_shards(
             path = partial / f"shard-{len(headers):06d}.tar"
             _write_shard(path, chain([first], rest), samples_per_shard)
             headers[path.name] = write_index(path)
-        manifest = Manifest(
-            kind=Kind(kind).value,
-            samples=sum(header.samples for header in headers.values()),
-            modalities=_total(header.modalities for header in headers.values()),
-            domains=_total(header.domains for header in headers.values()),
-            shards=[
-                {"file": name, "samples": header.samples, "bytes": header.bytes, "sha256": header.sha256}
-                for name, header in headers.items()
-            ],
-        )
-        text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
-        (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        manifest = Manifest.of(Kind(kind), headers)
+        manifest.save(partial)
     return manifest
 
 

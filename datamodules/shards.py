@@ -2,7 +2,8 @@
 """Reading of WebDataset shards as a map-style data set: any record by its number, in any process.
 
 Members are read at the offsets of the index, never through an unpickling decoder. ``shard_writer`` writes
-them. In memory are a few numbers per shard; the index of a shard is read when one of its records is.
+them. In memory are a few numbers per shard; the index of a shard is read when one of its records is. Shards
+at an address come through a cache on the disk.
 """
 
 from __future__ import annotations
@@ -10,23 +11,27 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import Dataset
 
-from ixc_lightning.datamodules.index import BLOCK, Entry, OnDamage, index_path, read_entries, read_header
+from ixc_lightning.datamodules.cache import ShardCache
+from ixc_lightning.datamodules.folders import Folders
+from ixc_lightning.datamodules.index import BLOCK, Entry, OnDamage
 from ixc_lightning.datamodules.patterns import expand_shards
 from ixc_lightning.datamodules.records import Kind, Place, parse_record
-from ixc_lightning.datamodules.shard_writer import MANIFEST, Manifest
+from ixc_lightning.datamodules.remote import is_remote, shown
+from ixc_lightning.datamodules.shard_files import LocalFiles, RemoteFiles, ShardFiles
 from ixc_lightning.types import MODALITIES, InputError, Record
 
-MAX_OPEN_SHARDS = 64
-"""Files that one process keeps open, and indices that it keeps in memory; the oldest goes first."""
+MAX_INDICES = 64
+"""Indices that one process keeps in memory; the oldest goes first."""
 TAR_NAME_LENGTH = 100
 """Longer member names, and names beyond ASCII, are not whole in the tar header."""
 
@@ -35,20 +40,24 @@ class ShardDataset(Dataset[Record]):
     """The records of a set of shards, by number: shards in the order given, records in that of their tar.
 
     Args:
-        shards: a tar, a folder with tars, a glob pattern or a brace pattern (``train-{000000..000015}.tar``),
-            or a list of them.
-        kind: the kind of record that every shard holds: preference, instruction or prompt.
+        shards: a tar, a folder with tars or one that a converter wrote, a glob pattern or a brace pattern
+            (``train-{000000..000015}.tar``), or a list of them; each a path, or a URL that ``fsspec`` knows.
+        kind: the kind of record that every shard holds: preference, instruction or prompt. Null takes folders
+            of any; set ``kind`` before a record is read.
         on_damage: called with what cannot be read of a damaged shard, whose other records are used; without
             it, damage raises.
+        cache: keeps what lies at an address; if null, that below the home directory.
 
     Raises:
-        InputError: naming the path, if nothing is there, or a shard is no tar, is cut off, or is not that of
-            its index.
+        InputError: naming the path or URL, if nothing is there, or a shard is no tar, is cut off, or is not
+            that of its index.
 
     Attributes:
-        paths: path of every shard.
+        shards: path or URL of every shard.
+        groups: number of shards of each thing that was named.
         kind: as given.
         counts: number of records of every shard.
+        bytes: size of every shard.
         domains: names of the domains that occur, sorted.
     """
 
@@ -56,24 +65,34 @@ class ShardDataset(Dataset[Record]):
         self,
         shards: str | Path | Sequence[str | Path],
         *,
-        kind: Kind | str,
+        kind: Kind | str | None,
         on_damage: OnDamage | None = None,
+        cache: ShardCache | None = None,
     ) -> None:
-        self.kind = Kind(kind)
-        self.paths = expand_shards(shards, kind=self.kind)
-        self._scanned: dict[int, list[Entry]] = {}
-        listed = _listed({path.parent for path in self.paths})
+        folders = Folders()
+        found = expand_shards(shards, kind=None if kind is None else Kind(kind), folders=folders)
+        self.kind = Kind(kind or Kind.PREFERENCE)
+        self.groups = [len(group) for group in found]
+        self.shards = list(chain(*found))
+        self._local = LocalFiles()
+        self._remote = RemoteFiles(cache or ShardCache()) if any(map(is_remote, self.shards)) else None
         surveys = [
-            self._survey(number, path, listed.get(path), on_damage) for number, path in enumerate(self.paths)
+            self._files(number).survey(shard, folders.listed(shard), on_damage)
+            for number, shard in enumerate(self.shards)
         ]
-        self.counts = np.array([samples for samples, _ in surveys], dtype=np.int64)
+        self.counts = np.array([survey.samples for survey in surveys], dtype=np.int64)
+        self.bytes = np.array([survey.bytes for survey in surveys], dtype=np.int64)
         if not self.counts.sum():
-            raise InputError(f"{shards}: the shards hold no samples; check that they were written to the end")
-        self.domains = sorted(set().union(*(domains for _, domains in surveys)))
+            raise InputError(
+                f"{_shown(shards)}: the shards hold no samples; check that they were written to the end"
+            )
+        self.domains = sorted(set().union(*(survey.domains for survey in surveys)))
         self._ends = np.cumsum(self.counts)
-        self._numbers = {str(path): number for number, path in enumerate(self.paths)}
+        self._numbers = {shown(shard): number for number, shard in enumerate(self.shards)}
+        self._scanned = {
+            number: survey.entries for number, survey in enumerate(surveys) if survey.entries is not None
+        }
         self._entries: OrderedDict[int, list[Entry]] = OrderedDict()
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -94,7 +113,7 @@ class ShardDataset(Dataset[Record]):
             IndexError: if there is no such record.
         """
         shard, entry = self._find(index)
-        path = str(self.paths[shard])
+        path = shown(self.shards[shard])
         if "json" not in entry.members:
             raise Place(path, entry.key).error("json", f"is missing; add a member {entry.key}.json")
         files = {
@@ -109,7 +128,7 @@ class ShardDataset(Dataset[Record]):
     def place(self, index: int) -> tuple[str, str]:
         """Return shard and key of record ``index``, without reading it; raises if the index is damaged."""
         shard, entry = self._find(index)
-        return str(self.paths[shard]), entry.key
+        return shown(self.shards[shard]), entry.key
 
     def name(self, index: int) -> str:
         """Return ``shard:key`` of record ``index``, without reading it."""
@@ -143,25 +162,40 @@ class ShardDataset(Dataset[Record]):
         """
         return np.array([_cost(self._find(int(index))[1]) for index in indices], dtype=np.int64)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": OrderedDict(), "_entries": OrderedDict()}
+    def prefetch(self, indices: Int64[np.ndarray, " N"]) -> None:
+        """Begin to fetch the shards of these records, in this order, in the background, into half the cache.
 
-    def _survey(
-        self, number: int, path: Path, listed: Listed | None, on_damage: OnDamage | None
-    ) -> tuple[int, Iterable[str]]:
-        """Return samples and domains of a shard: from manifest or sidecar, else by a scan that is kept."""
-        has_index = index_path(path).exists()
-        if has_index and listed and listed.bytes == path.stat().st_size:
-            return listed.samples, listed.domains
-        if has_index:
-            try:
-                header = read_header(path)
-                return header.samples, header.domains
-            except InputError:
-                if on_damage is None:
-                    raise
-        self._scanned[number] = read_entries(path, on_damage=on_damage)
-        return len(self._scanned[number]), {entry.domain for entry in self._scanned[number]} - {""}
+        What lies on a disk is left alone.
+        """
+        if self._remote is None:
+            return
+        numbers = dict.fromkeys(np.searchsorted(self._ends, indices, side="right").tolist())
+        remote = [number for number in numbers if is_remote(self.shards[number])]
+        fits = np.cumsum(self.bytes[remote]) <= self._remote.cache.max_bytes // 2
+        self._remote.prefetch([self.shards[number] for number, fit in zip(remote, fits, strict=True) if fit])
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of the shards lies at an address."""
+        return self._remote is not None
+
+    @property
+    def remote_bytes(self) -> Int64[np.ndarray, " S"]:
+        """Size of every shard that lies at an address, and 0 for those on a disk."""
+        return np.where([is_remote(shard) for shard in self.shards], self.bytes, 0)
+
+    def close(self) -> None:
+        """Close the open files; the next read opens them again."""
+        self._local.close()
+        if self._remote is not None:
+            self._remote.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_entries": OrderedDict()}
+
+    def _files(self, shard: int) -> ShardFiles[Any]:
+        """What reads a shard."""
+        return self._remote if self._remote and is_remote(self.shards[shard]) else self._local
 
     def _find(self, index: int) -> tuple[int, Entry]:
         if not -len(self) <= index < len(self):
@@ -175,12 +209,12 @@ class ShardDataset(Dataset[Record]):
         if shard in self._scanned:
             return self._scanned[shard]
         if shard not in self._entries:
-            if len(self._entries) >= MAX_OPEN_SHARDS:
+            if len(self._entries) >= MAX_INDICES:
                 self._entries.popitem(last=False)
-            entries = read_entries(self.paths[shard])
+            entries = self._files(shard).entries(self.shards[shard])
             if len(entries) != self.counts[shard]:
                 problem = f"holds {len(entries)} records, but held {self.counts[shard]} when it was opened"
-                raise InputError(f"{self.paths[shard]}: {problem}; start again")
+                raise InputError(f"{shown(self.shards[shard])}: {problem}; start again")
             self._entries[shard] = entries
         self._entries.move_to_end(shard)
         return self._entries[shard]
@@ -188,52 +222,17 @@ class ShardDataset(Dataset[Record]):
     def _read(self, shard: int, entry: Entry, field: str) -> bytes:
         """Return the bytes of a member; the header before it must be its own, else the shard has changed."""
         offset, size = entry.members[field]
-        block = os.pread(self._open(shard), BLOCK + size, offset - BLOCK)
+        descriptor = self._files(shard).descriptor(self.shards[shard])
+        block = os.pread(descriptor, BLOCK + size, offset - BLOCK)
         if len(block) < BLOCK + size or not _is_header(block[:BLOCK], f"{entry.key}.{field}", size):
             problem = f"member {entry.key}.{field} is not where the index says; the shard has changed"
-            raise InputError(f"{self.paths[shard]}: {problem}. Delete its .index.jsonl, or copy both again")
+            name = shown(self.shards[shard])
+            raise InputError(f"{name}: {problem}. Delete its .index.jsonl, or copy both again")
         return block[BLOCK:]
 
-    def _open(self, shard: int) -> int:
-        """Return the descriptor of a shard; reads name their offset, so forked processes may share it."""
-        if shard not in self._files:
-            if len(self._files) >= MAX_OPEN_SHARDS:
-                self._files.popitem(last=False)[1].close()
-            try:
-                self._files[shard] = self.paths[shard].open("rb", buffering=0)
-            except OSError as error:
-                raise InputError(
-                    f"{self.paths[shard]}: cannot be read ({error.strerror}); was it moved?"
-                ) from None
-        self._files.move_to_end(shard)
-        return self._files[shard].fileno()
 
-    def close(self) -> None:
-        """Close the open files; the next read opens them again."""
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def __del__(self) -> None:
-        if "_files" in self.__dict__:
-            self.close()
-
-
-class Listed(NamedTuple):
-    """What the manifest of its folder says of a shard, and of the folder's domains."""
-
-    samples: int
-    bytes: int
-    domains: Iterable[str]
-
-
-def _listed(folders: Iterable[Path]) -> dict[Path, Listed]:
-    """What the manifests of folders say, by shard; one file saves a look into every sidecar."""
-    manifests = {folder: Manifest.load(folder) for folder in folders if (folder / MANIFEST).exists()}
-    return {
-        folder / shard["file"]: Listed(shard["samples"], shard["bytes"], manifest.domains)
-        for folder, manifest in manifests.items()
-        for shard in manifest.shards
-    }
+def _shown(shards: str | Path | Sequence[str | Path]) -> str:
+    return shown(shards) if isinstance(shards, (str, Path)) else ", ".join(map(shown, shards))
 
 
 def _cost(entry: Entry) -> int:
@@ -276,6 +275,15 @@ class Selection:
     def record(self, index: int, *, media: bool = True) -> Record:
         """Return record ``index``; raises as ``ShardDataset.record``."""
         return self.records.record(int(self.kept[index]), media=media)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of the shards lies at an address."""
+        return self.records.is_remote
+
+    def prefetch(self, indices: Int64[np.ndarray, " N"]) -> None:
+        """Begin to fetch the shards of these records, as ``ShardDataset.prefetch``."""
+        self.records.prefetch(self.kept[indices])
 
     def place(self, index: int) -> tuple[str, str]:
         """Return shard and key of record ``index``, without reading it."""

@@ -259,6 +259,36 @@ class Rollout(NamedTuple):
         return torch.tensor([answer is not None for answer in self.answers], device=self.ended.device)
 
 
+class CandidateBatch(NamedTuple):
+    """Prompts with any number of responses each, to be scored: R responses to B prompts.
+
+    Attributes:
+        prompts: the prompts with their media.
+        responses: the responses to the first prompt, then those to the second one, and so on.
+        prompt_index: row of ``prompts`` that each response belongs to.
+        names: what each response is called: ``chosen``, or its number.
+        domain: name of each prompt's domain.
+        modality: index into ``MODALITIES``.
+        keys: key of every prompt's record, for messages and tables.
+        shards: file that each record comes from.
+        rows: number of each record among all that are scored.
+        real: False in the row of a batch that has none of its own: a copy of a record, to be counted nowhere.
+        bad: row, key, shard and reason of the records that were to be in the batch and cannot be used.
+    """
+
+    prompts: Prompts
+    responses: Responses
+    prompt_index: Int[Tensor, " R"]
+    names: list[str]
+    domain: list[str]
+    modality: Int[Tensor, " B"]
+    keys: list[str]
+    shards: list[str]
+    rows: list[int]
+    real: Bool[Tensor, " B"]
+    bad: list[tuple[int, str, str, str]]
+
+
 class Answers(NamedTuple):
     """What a policy answered in validation, for a person to look at.
 

@@ -26,6 +26,7 @@ LAYERS = {
     "modules": {"types", "functional", "models", "rollout", "metrics"},
     "datamodules": {"types", "functional"},
     "callbacks": {"types", "export"},
+    "scoring": {"types", "functional", "models", "datamodules"},  # a reward model together with its processor
     "recipes": set(),
 }
 ENTRANCES = {"cli", "quickstart", "__main__"}  # they may import every layer, and no layer may import them

@@ -30,12 +30,21 @@ def printed(capsys):
 
 def test_the_recipes_that_are_promised_are_packaged():
     assert list(packaged_recipes()) == [
+        "recipes/best_of_n.yaml",
+        "recipes/evaluate/mm_rlhf_rewardbench.yaml",
+        "recipes/evaluate/multimodal_rewardbench.yaml",
+        "recipes/evaluate/rewardbench.yaml",
+        "recipes/evaluate/rewardbench_2.yaml",
+        "recipes/evaluate/rm_bench.yaml",
+        "recipes/evaluate/video_rewardbench.yaml",
+        "recipes/evaluate/vl_rewardbench.yaml",
         "recipes/grpo.yaml",
         PAPER_PPO,
         PAPER,
         "recipes/ppo.yaml",
         "recipes/reward.yaml",
         "recipes/rloo.yaml",
+        "recipes/score.yaml",
         "recipes/sft.yaml",
     ]
 

@@ -62,6 +62,16 @@ def index(words: list[str]) -> None:
     call(import_module("ixc_lightning.cli.shards").index, words, name="index")
 
 
+def inspect(words: list[str]) -> None:
+    """Show what shards hold."""
+    call(import_module("ixc_lightning.cli.inspect").inspect, words, name="inspect")
+
+
+def compare(words: list[str]) -> None:
+    """Compare two models on a benchmark, item by item."""
+    call(import_module("ixc_lightning.cli.compare").compare, words, name="compare")
+
+
 def convert_checkpoint(words: list[str]) -> None:
     """Convert the released InternLM-XComposer2.5, or a model trained from it back."""
     module = import_module("ixc_lightning.cli.convert_checkpoint")
@@ -85,8 +95,10 @@ def recipes(words: list[str]) -> None:
 
 def list_recipes() -> None:
     """List the recipes that came with the package; each can be named as --config."""
-    for name, path in packaged_recipes().items():
-        print(f"{name:<30}{path.read_text().splitlines()[0].lstrip('# ')}")
+    recipes = packaged_recipes()
+    width = max(map(len, recipes))
+    for name, path in recipes.items():
+        print(f"{name:<{width}}  {path.read_text().splitlines()[0].lstrip('# ')}")
 
 
 COMMANDS = {
@@ -96,7 +108,9 @@ COMMANDS = {
     "recipes": Command("list the packaged recipes", recipes),
     "convert": Command("write shards from a data set", convert),
     "index": Command("index shards that came from elsewhere, or check their checksums", index),
+    "inspect": Command("show what shards hold, in tables or on a page with pictures", inspect),
     "export": Command("write a Hugging Face folder from a checkpoint", export),
+    "compare": Command("compare two models on a benchmark, item by item", compare),
     "convert-checkpoint": Command(
         "convert the released InternLM-XComposer2.5 for use here, or back", convert_checkpoint
     ),

@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(folder, tmp_pat
     other = digits.convert(str(tmp_path / "other"), **{name: 20 for name in SIZES}, seed=1)
     for name, manifest in again.items():
         dataset = ShardDataset(folder / name, kind=name.split("/")[0])
-        written = [path.read_bytes() for path in dataset.paths]
+        written = [path.read_bytes() for path in dataset.shards]
         assert written == [
             (tmp_path / "again" / name / shard["file"]).read_bytes() for shard in manifest.shards
         ]

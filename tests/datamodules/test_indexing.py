@@ -159,3 +159,8 @@ def test_a_shard_of_the_manifest_that_is_missing_is_named(written):
 def test_the_manifest_is_json_with_names_as_they_are(bare):
     write_manifest(bare, _index(bare)[1])
     assert json.loads((bare / MANIFEST).read_text())["domains"] == {"d0": 3, "d1": 3}
+
+
+def test_what_lies_at_an_address_is_not_indexed():
+    with pytest.raises(InputError, match=r"h/a.tar\?…: only tars on a disk .* run index on a local"):
+        paths_of("https://h/a.tar?sig=1")

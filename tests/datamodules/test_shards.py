@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from ixc_lightning.datamodules.index import index_path
 from ixc_lightning.datamodules.shard_writer import Sample, write_shards
-from ixc_lightning.datamodules.shards import MAX_OPEN_SHARDS, ShardDataset
+from ixc_lightning.datamodules.shard_files import LocalFiles
+from ixc_lightning.datamodules.shards import ShardDataset
 from ixc_lightning.types import InputError
 
 DOMAINS = ("reading", "arithmetic")
@@ -72,7 +73,7 @@ def test_a_record_can_be_read_without_its_media(folder):
 
 def test_a_scan_finds_what_the_sidecar_says(folder):
     with_sidecar = ShardDataset(folder, kind="prompt")
-    for path in with_sidecar.paths:
+    for path in with_sidecar.shards:
         index_path(path).unlink()
     scanned = ShardDataset(folder, kind="prompt")
     assert [scanned.place(index) for index in range(10)] == [with_sidecar.place(index) for index in range(10)]
@@ -111,7 +112,7 @@ def test_a_tilde_is_the_home_directory(pattern, folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     dataset = ShardDataset(f"~/{pattern}", kind="prompt")
     assert answers(dataset) == list(range(10))
-    assert dataset.paths[0] == folder / "shard-000000.tar"
+    assert dataset.shards[0] == folder / "shard-000000.tar"
 
 
 def test_a_list_keeps_its_order(folder):
@@ -127,7 +128,7 @@ def test_a_pickled_copy_reads_the_same_and_carries_no_open_file(folder):
     dataset = ShardDataset(folder, kind="prompt")
     assert dataset[0].answer == 0
     copy = pickle.loads(pickle.dumps(dataset))
-    assert not copy._files
+    assert not copy._local._streams
     assert answers(copy) == list(range(10))
 
 
@@ -146,11 +147,11 @@ def test_forked_loader_workers_read_what_one_process_reads(folder):
 
 
 def test_more_shards_than_files_may_be_open(tmp_path):
-    count = MAX_OPEN_SHARDS + 3
+    count = LocalFiles.max_open + 3
     write_shards((sample(n) for n in range(count)), tmp_path / "set", kind="prompt", samples_per_shard=1)
     dataset = ShardDataset(tmp_path / "set", kind="prompt")
     assert answers(dataset) + answers(dataset) == list(range(count)) * 2
-    assert len(dataset._files) == MAX_OPEN_SHARDS
+    assert len(dataset._local._streams) == LocalFiles.max_open
 
 
 def test_an_index_beyond_the_end_is_an_index_error(folder):

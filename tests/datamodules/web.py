@@ -7,6 +7,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -32,6 +33,12 @@ class Web:
         self.gate = Event()
         self.gate.set()
         self.url = ""
+
+    def put(self, folder: Path, name: str) -> None:
+        """Serve the files of a folder, and of those below it, below ``name``."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.files[f"{name}/{path.relative_to(folder)}"] = path.read_bytes()
 
 
 class Handler(BaseHTTPRequestHandler):

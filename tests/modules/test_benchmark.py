@@ -61,7 +61,8 @@ def files(tmp_path_factory):
 def words(name, judge, path, out, *more):
     recipe = f"recipes/evaluate/{name}.yaml"
     given = ("--model.model.source", str(judge), "--data.path", str(path), "--model.folder", str(out))
-    return ["test", "--config", recipe, *given, *QUIET, *more]
+    # Without a logger Lightning saves the settings there.
+    return ["test", "--config", recipe, *given, "--trainer.default_root_dir", str(out), *QUIET, *more]
 
 
 def test_every_benchmark_has_a_recipe_and_every_recipe_a_benchmark():
@@ -155,6 +156,8 @@ def test_a_bad_item_is_left_out_counted_and_named(judge, tmp_path, capsys):
         run_trainer([*command, "--data.on_bad_item", "leave_out"])
     items = read_results(str(tmp_path / "out/mm_rlhf_rewardbench.jsonl")).items
     assert [one.row for one in items] == [0, 1, 3, 4]
+    # The place of the bad item was filled with a copy of the first, which must not count.
+    assert [(len(one.chosen), len(one.rejected)) for one in items] == [(1, 1)] * 4
     assert "1 items could not be scored" in capsys.readouterr().out
 
 

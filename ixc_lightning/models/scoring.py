@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of any number of responses to each prompt, every picture encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ixc_lightning.functional.masking import join
+from ixc_lightning.functional.rollout import take_rows
+from ixc_lightning.models.reward_model import RewardModel
+from ixc_lightning.types import InputError, Prompts, Responses
+
+
+def score_responses(
+    judge: RewardModel,
+    prompts: Prompts,
+    responses: Responses,
+    prompt_index: Int[Tensor, " R"],
+    *,
+    size: int,
+    passes: int | None = None,
+) -> Float[Tensor, " R"]:
+    """The reward model's scores as it gives them.
+
+    Args:
+        judge: the reward model.
+        prompts: B prompts with their media, which are encoded once.
+        responses: R responses.
+        prompt_index: row of the prompt of each response.
+        size: responses of one forward pass.
+        passes: how many forward passes to make at least, because other ranks of a sharded model make as many.
+    """
+    visuals = judge.encode(prompts.media)
+    if visuals is not None:
+        visuals = visuals.located(prompts, judge.backbone.config)
+    scores = []
+    for rows in _parts(len(prompt_index), size, prompt_index.device):
+        index = prompt_index[rows]
+        part = Responses(responses.ids[rows], responses.mask[rows])
+        own = None if visuals is None else visuals.select(index)
+        scores.append(judge(join(take_rows(prompts, index), part), own))
+        last = part, index, own
+    for _ in range(len(scores), passes or 0):
+        part, index, own = last
+        judge(join(take_rows(prompts, index), part), own)
+    return torch.cat(scores)
+
+
+def check_suffix(judge: RewardModel, suffix: list[int]) -> None:
+    """Make sure that the token whose state a reward model scores stands behind every response.
+
+    Args:
+        judge: the reward model.
+        suffix: tokens that are put behind every response.
+
+    Raises:
+        InputError: it does not.
+    """
+    token = judge.reward_token_id
+    if token is None or (suffix and suffix[-1] == token) or (judge.pooling == "token" and token in suffix):
+        return
+    raise InputError(
+        f"the reward model scores the state of token {token}, which no response ends with: give "
+        "response_suffix, the text that stood behind the responses that it was trained on"
+    )
+
+
+def _parts(count: int, size: int, device: torch.device) -> Iterator[Int[Tensor, " rows"]]:
+    yield from torch.arange(count, device=device).split(size)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes that evaluate a trained reward model on a benchmark."""
