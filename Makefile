@@ -1,7 +1,7 @@
 # Every target sets up what it needs: Python 3.11 or newer and make are enough.
 #
 #   make quickstart   train and evaluate a small reward model on this machine's CPU; OUT=folder for another place
-#   make test         the quick tests
+#   make test         the quick tests, in two processes; JOBS=8 where there are more cores
 #   make test-slow    the tests marked slow
 #   make lint         ruff, and mypy on the tree as it is shipped
 #   make wheel-test   build the wheel, install it apart, run it from another directory
@@ -10,6 +10,7 @@
 
 VENV ?= .venv
 OUT ?= outputs/quickstart
+JOBS ?= 2
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip
 ROOT := $(CURDIR)
@@ -27,7 +28,7 @@ quickstart: $(VENV)/.installed-base
 	$(PY) -m ixc_lightning quickstart --out $(OUT)
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -m "slow and not gpu"

@@ -18,7 +18,7 @@ from ixc_lightning.datamodules.batches import BatchDataset, Collator, ResumingLo
 from ixc_lightning.datamodules.cache import FOLDER, ShardCache
 from ixc_lightning.datamodules.filtering import filter_records
 from ixc_lightning.datamodules.filters import Filter
-from ixc_lightning.datamodules.memory import keep_freed_memory
+from ixc_lightning.datamodules.memory import prepare_worker
 from ixc_lightning.datamodules.mixture import Source, as_list, as_sources, check_window, source_ends
 from ixc_lightning.datamodules.order import Order, Part, SequentialOrder, TrainingOrder
 from ixc_lightning.datamodules.pixels import to_floats
@@ -191,7 +191,9 @@ class ShardDataModule(L.LightningDataModule, ABC):
         return batch._replace(prompts=batch.prompts._replace(media=media))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands in the order of the samples, and in which order."""
+        """Where training stands in the order of the samples, and in which order; nothing before it begins."""
+        if "progress" not in self.__dict__:
+            return {}  # a checkpoint that a callback writes on an error of the start must not hide it
         assert self.trainer is not None
         position = self.progress.trained(self.trainer)
         return {
@@ -356,7 +358,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
             sampler=StepSampler(batches, begin),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=keep_freed_memory,
+            worker_init_fn=prepare_worker,
             # Else every new iterator draws from the global generator, and a resumed run from another place.
             generator=torch.Generator().manual_seed(self.seed),
             pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),

@@ -239,6 +239,10 @@ def test_validating_without_validation_shards_is_an_error(digits, tiny_folder, t
         trainer(tmp_path).validate(Recorder(), preference_data(digits, tiny_folder, val=None))
 
 
+def test_a_checkpoint_that_an_error_of_the_start_causes_does_not_hide_the_error(digits, tiny_folder):
+    assert preference_data(digits, tiny_folder).state_dict() == {}
+
+
 def test_a_path_to_nothing_is_named(data, tmp_path):
     with pytest.raises(InputError, match=r"nothing\.tar: no such shard; name a folder, a tar or a pattern"):
         data(train=str(tmp_path / "nothing.tar"))
