@@ -8,6 +8,8 @@ All contenders have two processes, read the same preference records from the sam
 and make the same tensors of them with the same processor, one torch thread each:
 
 ours        ``PreferenceDataModule``: read, validate, decode, encode, collate, hand over to this process.
+            Pixels come as bytes where the processor allows, to become floats on the device.
+            With ``floats``, this process makes floats of them, as training on a CPU would.
 loops       Records are in memory, and each process works through its half: decode the media, then the
             processor's call for the prompt and the tokenizer's for the responses. No order, no validation,
             no batches, nothing is handed over. With ``media only``, not even a tokenizer: decode and resize.
@@ -150,6 +152,14 @@ class Ours:
         """The processes at work besides this one."""
         iterator = self.loader._iterator
         return [worker.pid for worker in iterator._workers]
+
+
+class OursFloats(Ours):
+    """This package's loader, and the step that a device would do."""
+
+    def run(self) -> int:
+        """Pass over the data; how many records came."""
+        return sum(len(self.data.on_after_batch_transfer(batch, 0).keys) for batch in self.loader)
 
 
 class PlainWebDataset:
@@ -307,6 +317,7 @@ def compare(shards: Path, processor: Path, *, batch_size: int, rounds: int) -> N
         "loops": BareLoops(shards, processor, media_only=False),
         "loops, media only": BareLoops(shards, processor, media_only=True),
         "ours": Ours(shards, processor, batch_size=batch_size),
+        "ours, floats": OursFloats(shards, processor, batch_size=batch_size),
         "webdataset": PlainWebDataset(shards, processor, batch_size=batch_size),
     }
     count = len(ShardDataset(shards, kind="preference"))

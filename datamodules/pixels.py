@@ -2,12 +2,12 @@
 """Pixels that stay bytes until they are on the device, a quarter of what a processor's floats take.
 
 A processor decodes, resizes, cuts and, last of all, turns bytes into floats by an affine map for each
-channel. If the last step is left out in a worker, all that it touches, collates and hands over is a quarter
-as large, and the device makes up for it at no cost that could be measured.
+channel. If a worker leaves that step out, it touches, collates and hands over a quarter of the memory, and
+the step is done on the device instead.
 
-Processors lay pixels out in their own ways, and some pad or resize after that step. So nothing is assumed: the
-map is fitted to what the processor makes of a few made-up pictures, and used only if it gives the processor's
-own floats for all of them.
+Processors lay pixels out in their own ways, and some pad or resize after that step. So nothing is assumed:
+the map is fitted to what the processor makes of a few made-up pictures, and used only if it gives the
+processor's own floats for all of them.
 """
 
 from __future__ import annotations

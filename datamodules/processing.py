@@ -93,7 +93,7 @@ class ChatEncoder:
         """
         text = self._text(record, messages, opens_answer=True)
         prompt = self._prompt(record, text)
-        responses = [self._response(record, text, [*messages, *answer]) for answer in answers]
+        responses = self._responses([self._answer(record, text, [*messages, *answer]) for answer in answers])
         longest = len(prompt["input_ids"]) + max((len(ids) for ids in responses), default=0)
         if self.max_tokens is not None and longest > self.max_tokens:
             raise InputError(
@@ -174,7 +174,8 @@ class ChatEncoder:
             for name, value in outputs.items()
         }
 
-    def _response(self, record: Record, prompt: str, dialogue: Messages) -> Tensor:
+    def _answer(self, record: Record, prompt: str, dialogue: Messages) -> str:
+        """What the template writes after the prompt."""
         text = self._text(record, dialogue, opens_answer=False)
         if not text.startswith(prompt):
             raise InputError(
@@ -182,9 +183,14 @@ class ChatEncoder:
                 "so the two cannot be encoded apart; give the processor a template without that rule"
             )
         # Templates often end a turn with a line break; generation stops before it, at the end token.
-        answer = text[len(prompt) :].rstrip("\n") + self.response_suffix
-        ids: Tensor = self.tokenizer([answer], add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        return ids
+        return text[len(prompt) :].rstrip("\n") + self.response_suffix
+
+    def _responses(self, answers: list[str]) -> list[Tensor]:
+        """Tokens of each answer; one call for all of them costs hardly more than for one."""
+        if not answers:
+            return []
+        rows = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        return [torch.tensor(row, dtype=torch.long) for row in rows]
 
     def _media(self, images: Sequence[Image.Image], clips: Sequence[Clip]) -> dict[str, Any]:
         """Decoded media as keyword arguments of the processor, which must not name what a record lacks."""

@@ -12,8 +12,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from ixc_lightning.datamodules.index import index_path
-from ixc_lightning.datamodules.shard_writer import Sample, write_shards
 from ixc_lightning.datamodules.shard_files import LocalFiles
+from ixc_lightning.datamodules.shard_writer import Sample, write_shards
 from ixc_lightning.datamodules.shards import ShardDataset
 from ixc_lightning.types import InputError
 
