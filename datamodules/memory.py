@@ -48,7 +48,7 @@ def keep_freed_memory() -> None:
 def _reduce(tensor: Tensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Small tensors by value: shared memory costs each of them a file, a mapping and a message.
 
-    A batch has a dozen of them, which took 7 ms, as much as half of one picture's encoding.
+    For the dozen of a batch that was measured at 7 ms, and at 1 ms by value.
     """
     is_plain = type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.layout == torch.strided
     if is_plain and tensor.nbytes <= SMALL_BYTES and tensor.dtype in _BY_VALUE and not tensor.requires_grad:

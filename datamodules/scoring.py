@@ -15,6 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ixc_lightning.datamodules.candidate_files import CandidateSource, open_candidates
 from ixc_lightning.datamodules.candidates import EncodedCandidates, candidate_batch, encode_candidates
+from ixc_lightning.datamodules.memory import prepare_worker
 from ixc_lightning.datamodules.processing import ChatEncoder
 from ixc_lightning.datamodules.records import Kind
 from ixc_lightning.types import CandidateBatch, InputError
@@ -127,6 +128,7 @@ class ScoringDataModule(L.LightningDataModule):
             # Lightning leaves one of this type in place; the ranks' shares are the batches' business.
             sampler=DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False),
             num_workers=self.num_workers,
+            worker_init_fn=prepare_worker,
             pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
         )
 

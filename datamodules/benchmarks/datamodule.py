@@ -12,6 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 from ixc_lightning.datamodules.benchmarks.items import BenchmarkItems
 from ixc_lightning.datamodules.benchmarks.reader import BenchmarkItem, BenchmarkReader
 from ixc_lightning.datamodules.candidates import EncodedCandidates, candidate_batch, encode_candidates
+from ixc_lightning.datamodules.memory import prepare_worker
 from ixc_lightning.datamodules.processing import ChatEncoder
 from ixc_lightning.types import CandidateBatch, InputError
 
@@ -114,6 +115,7 @@ class BenchmarkDataModule(L.LightningDataModule):
             sampler=DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=prepare_worker,
         )
 
 

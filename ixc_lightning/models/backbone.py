@@ -105,7 +105,7 @@ class Backbone(nn.Module):
             The encoded pictures, or None for a batch of text.
 
         Raises:
-            InputError: if the model does not take pictures, or not this kind.
+            InputError: if the model does not take pictures, or not this kind, or pixels are bytes still.
         """
         if not media:
             return None
@@ -113,12 +113,19 @@ class Backbone(nn.Module):
             raise InputError(
                 f"{type(self.base).__name__} is a text model, but the batch holds {', '.join(media)}"
             )
+        pixels = {name: value for name, value in media.items() if name.startswith("pixel_values")}
+        if any(value.dtype == torch.uint8 for value in pixels.values()):
+            raise InputError(
+                "pixels are bytes still: pass the batch through the datamodule's on_after_batch_transfer, as "
+                "the trainer does, or ask a datamodule that has no trainer for its loader"
+            )
         roles = self.role_parameters()
         dtype = roles["vision"][0].dtype
-        pixels = {name: value.to(dtype) for name, value in media.items() if name.startswith("pixel_values")}
         is_trained = any(parameter.requires_grad for parameter in roles["vision"] + roles["projector"])
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
-            outputs = self.family.encode(self.base, {**media, **pixels})
+            outputs = self.family.encode(
+                self.base, {**media, **{name: value.to(dtype) for name, value in pixels.items()}}
+            )
         grids = {name: media[name] for name in self.family.position_media if name in media}
         return Visuals.of(outputs, grids)
 

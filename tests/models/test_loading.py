@@ -129,8 +129,9 @@ def test_a_config_of_another_size_is_refused(tiny, tmp_path, field, value, fault
 
 @every_family
 def test_random_weights_can_be_built_on_the_meta_device(tiny, family):
+    folder = tiny(family).folder
     with torch.device("meta"):
-        backbone = Backbone(tiny(family).folder, weights="random")
+        backbone = Backbone(folder, weights="random")
     assert {parameter.device.type for parameter in backbone.parameters()} == {"meta"}
     shapes = {name: value.shape for name, value in tiny(family).backbone.state_dict().items()}
     assert {name: value.shape for name, value in backbone.state_dict().items()} == shapes

@@ -169,6 +169,11 @@ def test_a_text_model_refuses_pictures(tiny):
         tiny("qwen2").backbone.encode({"pixel_values": torch.zeros(1, 3, 56, 56)})
 
 
+def test_pixels_that_are_bytes_still_are_refused_rather_than_taken_for_brightness(tiny):
+    with pytest.raises(InputError, match=r"bytes still.*on_after_batch_transfer"):
+        tiny("internvl").backbone.encode({"pixel_values": torch.zeros(1, 3, 56, 56, dtype=torch.uint8)})
+
+
 def test_a_family_without_clips_refuses_them(tiny):
     with pytest.raises(InputError, match="takes no videos"):
         tiny("gemma3").backbone.encode({"pixel_values_videos": torch.zeros(1, 4, 3, 56, 56)})
