@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ixc_lightning.datamodules.batches import BatchDataset, Collator, ResumingLoader, StepSampler
@@ -334,7 +335,8 @@ class ShardDataModule(L.LightningDataModule, ABC):
     def _loader(self, split: str, order: Order, batch_size: int) -> ResumingLoader:
         rank, world_size = self._ranks
         collator = self.collator()
-        if self.trainer is not None:  # which calls ``on_after_batch_transfer``
+        if self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING:
+            # It calls ``on_after_batch_transfer``; who iterates a loader by hand would not.
             collator.encoder = self._encoder_in_bytes
         batches = BatchDataset(
             self.dataset(split),

@@ -117,7 +117,7 @@ class Backbone(nn.Module):
         if any(value.dtype == torch.uint8 for value in pixels.values()):
             raise InputError(
                 "pixels are bytes still: pass the batch through the datamodule's on_after_batch_transfer, as "
-                "the trainer does, or ask a datamodule that has no trainer for its loader"
+                "the trainer does, or ask the datamodule for its loader when no trainer runs"
             )
         roles = self.role_parameters()
         dtype = roles["vision"][0].dtype

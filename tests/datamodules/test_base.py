@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.trainer.states import TrainerState
 
 from ixc_lightning.datamodules.filters import Filter
 from ixc_lightning.datamodules.records import Kind
@@ -62,6 +63,7 @@ def data(digits, tiny_folder):
             limit_train_batches=1.0,
             current_epoch=0,
             log_dir=None,
+            state=TrainerState(),
             fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(restarting=False)),
         )
         module.setup("fit")

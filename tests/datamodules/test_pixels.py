@@ -229,6 +229,8 @@ def test_training_and_validation_see_the_floats_of_a_loader_without_a_trainer(
     monkeypatch.setattr(data, "on_before_batch_transfer", note)
     trainer(tmp_path, max_epochs=1, max_steps=-1).fit(seen, data)
     assert set(arrived) == {torch.uint8}
+    by_hand = next(iter(data.val_dataloader()))  # the trainer has ended
+    assert {value.dtype for value in by_hand.prompts.media.values()} == {torch.float32}
     for stage, loader in expected.items():
         for got, batch in zip(seen.media[stage], loader, strict=True):
             assert got.keys() == batch.prompts.media.keys()
