@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records to token ids and pixel tensors, by the model's own Hugging Face processor.
 
-This is the one place outside ``models`` and ``export`` that imports transformers: a datamodule knows a
-processor, never a model.
+A datamodule knows a processor, never a model: this is the one place here that imports transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.video_utils import VideoMetadata
 
 from ixc_lightning.datamodules.media import Clip, decode_image, decode_video
 from ixc_lightning.datamodules.pixels import NO_SCALES, Scales, find_scales
+from ixc_lightning.processors import load_processor
 from ixc_lightning.types import InputError, Record
 
 TOKEN_ALIGNED = ("mm_token_type_ids", "token_type_ids")
@@ -231,26 +230,6 @@ class ChatEncoder:
             elif part["type"] == "video":
                 clips.append(decode_video(record.media[part["file"]], frames=self.video_frames, where=where))
         return images, clips
-
-
-def load_processor(source: str) -> Any:
-    """The processor of a hub id or folder, or its tokenizer where the model reads text only.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = str(Path(source).expanduser())
-    if source.startswith(("/", ".", "~")) and not Path(path).is_dir():
-        raise InputError(
-            f"there is no folder {source!r}: give one with a model and its processor, or a hub id"
-        )
-    try:
-        return AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"no processor can be loaded from {source!r}: {error}. Give a hub id, or a folder that holds the "
-            "model's processor or tokenizer files beside its config.json"
-        ) from error
 
 
 def _metadata(clip: Clip) -> VideoMetadata:

@@ -14,8 +14,8 @@ import torch.distributed
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import AutoProcessor
 
+from ixc_lightning.processors import load_processor
 from ixc_lightning.types import InputError
 
 
@@ -47,7 +47,7 @@ def export_folder(model: Saveable, processor: str, folder: str | Path) -> Path:
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         model.save_pretrained(unfinished)
-        _save_processor(processor, unfinished)
+        load_processor(processor).save_pretrained(unfinished)
         unfinished.chmod(0o755)
         _replace(target, unfinished)
     finally:
@@ -86,14 +86,6 @@ def whole(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, parameter in shards:
             setattr(module, name, parameter)
-
-
-def _save_processor(source: str, folder: Path) -> None:
-    try:
-        processor = AutoProcessor.from_pretrained(str(Path(source).expanduser()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"no processor can be loaded from {source!r}: {error}") from error
-    processor.save_pretrained(folder)
 
 
 def _replace(target: Path, new: Path) -> None:

@@ -19,12 +19,13 @@ FOLDERS = {
 LAYERS = {
     "types": set(),
     "functional": {"types"},
+    "processors": {"types"},
     "models": {"types", "functional"},
-    "export": {"types", "functional", "models"},
-    "rollout": {"types", "functional", "models"},
+    "export": {"types", "functional", "models", "processors"},
+    "rollout": {"types", "functional", "models", "processors"},
     "metrics": {"types", "functional"},
-    "modules": {"types", "functional", "models", "rollout", "metrics"},
-    "datamodules": {"types", "functional"},
+    "modules": {"types", "functional", "models", "processors", "rollout", "metrics"},
+    "datamodules": {"types", "functional", "processors"},
     "callbacks": {"types", "export"},
     "scoring": {"types", "functional", "models", "datamodules"},  # a reward model together with its processor
     "recipes": set(),
@@ -38,8 +39,8 @@ CONFINED = {
     "transformers": {
         "models",
         "rollout",
-        "export",
-        "datamodules.processing",  # needs AutoProcessor: data knows a processor, never a model
+        "processors",
+        "datamodules.processing",  # data knows a processor, never a model
     },
     "webdataset": {"datamodules"},
 }

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from rich.console import Console
 from rich.progress import track
 
+from ixc_lightning.datamodules.folders import REPORT
 from ixc_lightning.datamodules.records import Kind, parse_record
 from ixc_lightning.datamodules.shard_writer import Sample, new_folder, write_shards
 from ixc_lightning.datamodules.sources._drafts import Draft, Dropped, layout, refusal, render
@@ -25,7 +26,6 @@ from ixc_lightning.datamodules.sources._files import find_files
 from ixc_lightning.datamodules.sources._reading import Row, read_rows
 from ixc_lightning.types import InputError
 
-REPORT = "conversion.json"
 MAX_EXAMPLES = 20
 BAD_ROW = "the row is bad"
 OnBadRow: TypeAlias = Literal["raise", "drop"]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +38,7 @@ def score_responses(
     if visuals is not None:
         visuals = visuals.located(prompts, judge.backbone.config)
     scores = []
-    for rows in _parts(len(prompt_index), size, prompt_index.device):
+    for rows in torch.arange(len(prompt_index), device=prompt_index.device).split(size):
         index = prompt_index[rows]
         part = Responses(responses.ids[rows], responses.mask[rows])
         own = None if visuals is None else visuals.select(index)
@@ -50,12 +50,13 @@ def score_responses(
     return torch.cat(scores)
 
 
-def check_suffix(judge: RewardModel, suffix: list[int]) -> None:
+def check_suffix(judge: RewardModel, suffix: Sequence[int], *, setting: str = "response_suffix") -> None:
     """Make sure that the token whose state a reward model scores stands behind every response.
 
     Args:
         judge: the reward model.
         suffix: tokens that are put behind every response.
+        setting: that names their text, for the message.
 
     Raises:
         InputError: it does not.
@@ -65,9 +66,5 @@ def check_suffix(judge: RewardModel, suffix: list[int]) -> None:
         return
     raise InputError(
         f"the reward model scores the state of token {token}, which no response ends with: give "
-        "response_suffix, the text that stood behind the responses that it was trained on"
+        f"{setting}, the text that data.response_suffix put behind the responses that it was trained on"
     )
-
-
-def _parts(count: int, size: int, device: torch.device) -> Iterator[Int[Tensor, " rows"]]:
-    yield from torch.arange(count, device=device).split(size)

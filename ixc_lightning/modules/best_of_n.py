@@ -15,17 +15,18 @@ from torch import Tensor
 from ixc_lightning.functional.best_of_n import expected_best_of_n
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.reward_model import RewardModel
+from ixc_lightning.models.scoring import check_suffix
 from ixc_lightning.modules.experience import filled
 from ixc_lightning.modules.pictures import Pictures, Seeing, shared_eyes
 from ixc_lightning.modules.reading import score_in_parts
-from ixc_lightning.modules.roles import check_reads, check_speaks, frozen, placed
+from ixc_lightning.modules.roles import check_speaks, frozen, placed
 from ixc_lightning.modules.sources import Rule
+from ixc_lightning.processors import load_processor
 from ixc_lightning.rollout import (
     Engine,
     Sampling,
     TransformersEngine,
     check_same_tokenizer,
-    load_processor,
     rollout_seed,
     stop_tokens,
     texts,
@@ -110,7 +111,7 @@ class BestOfNModule(L.LightningModule):
         check_same_tokenizer(self.processor, own, role="reward model")
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self.suffix = tokenizer(self.reward_suffix, add_special_tokens=False)["input_ids"]
-        check_reads(self.reward_model, self.suffix)
+        check_suffix(self.reward_model, self.suffix, setting="reward_suffix")
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The answers to one batch with their scores.

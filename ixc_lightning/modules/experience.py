@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ixc_lightning.functional.advantages import Advantages
-from ixc_lightning.types import Prompts, Responses, Rollout
+from ixc_lightning.functional.rollout import take_rows
+from ixc_lightning.types import Responses, Rollout
 
 
 class Reading(NamedTuple):
@@ -74,15 +75,10 @@ class Experience(NamedTuple):
 
 def select(rollout: Rollout, rows: Int[Tensor, " rows"]) -> Rollout:
     """Some rows of a rollout, in the given order; ``media`` and ``prompt_index`` are still of all prompts."""
-    prompts, responses = rollout.prompts, rollout.responses
+    responses = rollout.responses
     places = rows.tolist()
     return Rollout(
-        prompts=Prompts(
-            prompts.ids[rows],
-            prompts.mask[rows],
-            {name: types[rows] for name, types in prompts.token_types.items()},
-            prompts.media,
-        ),
+        prompts=take_rows(rollout.prompts, rows),
         responses=Responses(responses.ids[rows], responses.mask[rows]),
         ended=rollout.ended[rows],
         prompt_index=rollout.prompt_index[rows],

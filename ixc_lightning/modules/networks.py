@@ -16,12 +16,14 @@ from ixc_lightning.functional.moments import Moments, merge_moments
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.critic import Critic
 from ixc_lightning.models.reward_model import RewardModel
+from ixc_lightning.models.scoring import check_suffix
 from ixc_lightning.modules.kl_control import KLControl
 from ixc_lightning.modules.optimisation import check_state, optimise, without_callables
 from ixc_lightning.modules.random_state import restore_random_state, save_random_state
-from ixc_lightning.modules.roles import check_reads, check_speaks, frozen, placed, without_dropout
+from ixc_lightning.modules.roles import check_speaks, frozen, placed, without_dropout
 from ixc_lightning.modules.score_scale import DomainScale
-from ixc_lightning.rollout import check_same_tokenizer, load_processor
+from ixc_lightning.processors import load_processor
+from ixc_lightning.rollout import check_same_tokenizer
 from ixc_lightning.types import InputError
 
 STATE = "on_policy"
@@ -127,7 +129,7 @@ class Networks(L.LightningModule):
                 own = load_processor(role.backbone.config._name_or_path)
                 check_same_tokenizer(self.processor, own, role=name)
         if self.reward_model is not None:
-            check_reads(self.reward_model, self.suffix)
+            check_suffix(self.reward_model, self.suffix, setting="reward_suffix")
         # Lightning advises to keep the weights of before the step. Ours are saved behind whole iterations,
         # and optimisers, schedules and data stand there as well.
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")

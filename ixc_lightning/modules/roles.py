@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -71,18 +70,3 @@ def check_speaks(policy: Backbone, name: str) -> None:
     """
     if not policy.has_head:
         raise InputError(f"the {name} has no language head, so it cannot answer: build it with head: true")
-
-
-def check_reads(judge: RewardModel, suffix: Sequence[int]) -> None:
-    """Make sure that the token whose state a reward model scores stands behind every response.
-
-    Raises:
-        InputError: it does not; the policy never says it.
-    """
-    token = judge.reward_token_id
-    if token is None or (suffix and suffix[-1] == token) or (judge.pooling == "token" and token in suffix):
-        return
-    raise InputError(
-        f"the reward model scores the state of token {token}, which no response holds: give reward_suffix, "
-        "the text that data.response_suffix put behind the responses that it was trained on"
-    )

@@ -7,7 +7,6 @@ from ixc_lightning.rollout.engine import Sampling as Sampling
 from ixc_lightning.rollout.engine import TransformersEngine as TransformersEngine
 from ixc_lightning.rollout.engine import stack_rollout as stack_rollout
 from ixc_lightning.rollout.text import check_same_tokenizer as check_same_tokenizer
-from ixc_lightning.rollout.text import load_processor as load_processor
 from ixc_lightning.rollout.text import same_tokenizer as same_tokenizer
 from ixc_lightning.rollout.text import stop_tokens as stop_tokens
 from ixc_lightning.rollout.text import texts as texts

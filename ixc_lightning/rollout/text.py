@@ -4,34 +4,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase
 
+from ixc_lightning.processors import Processor
 from ixc_lightning.types import InputError, Responses, Rollout
-
-Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
 
 ANSWER = "Yes."
 """A probe: what a chat template writes behind it ends the assistant's turn."""
 STATE = ("truncation", "padding")
 """Parts of a fast tokenizer that say how it was last called, not what it is."""
-
-
-def load_processor(source: str) -> Processor:
-    """The processor of a hub id or folder, or its tokenizer where the model reads text only.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        return AutoProcessor.from_pretrained(str(Path(source).expanduser()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"no processor can be loaded from {source!r}: {error}. A model that reads a policy's tokens "
-            "needs its processor beside it, so that the two can be compared; export the model again"
-        ) from error
 
 
 def stop_tokens(processor: Processor) -> tuple[int, ...]:

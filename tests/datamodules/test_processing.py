@@ -226,16 +226,6 @@ def test_a_file_that_cannot_be_read_is_named(content, encoder):
         encode(encoder("digits"), pair(content, media={name: b"damaged"}))
 
 
-def test_a_folder_without_a_processor_is_refused(tmp_path):
-    with pytest.raises(InputError, match=f"no processor can be loaded from '{tmp_path}'.*Give a hub id"):
-        ChatEncoder(str(tmp_path))
-
-
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
-        ChatEncoder(str(tmp_path / "nowhere"))
-
-
 def test_a_processor_without_a_chat_template_is_refused(changed):
     with pytest.raises(InputError, match=r"has no chat template: add chat_template.jinja"):
         ChatEncoder(changed(None))

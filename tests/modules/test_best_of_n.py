@@ -14,7 +14,8 @@ from ixc_lightning.functional.best_of_n import expected_best_of_n
 from ixc_lightning.models import Backbone, RewardModel
 from ixc_lightning.modules import BestOfNModule
 from ixc_lightning.modules.best_of_n import best_of_n_curve
-from ixc_lightning.rollout import ExactMatch, Sampling, load_processor, stack_rollout
+from ixc_lightning.processors import load_processor
+from ixc_lightning.rollout import ExactMatch, Sampling, stack_rollout
 from ixc_lightning.scoring import Scorer
 from ixc_lightning.types import InputError, Responses
 from tests.digits import FRAMES

@@ -77,7 +77,7 @@ def test_a_role_with_another_tokenizer_is_refused_when_training_starts(
 def test_a_reward_token_that_no_response_holds_is_refused_when_training_starts(digits, tiny_folder, tmp_path):
     build = partial(RewardModel, str(tiny_folder), pooling="token", reward_token_id=7)
     module = on_policy(RLOOModule, tiny_folder, reward_model=build)
-    with pytest.raises(InputError, match="token 7, which no response holds: give reward_suffix"):
+    with pytest.raises(InputError, match="token 7, which no response ends with: give reward_suffix"):
         fit(module, digits, tiny_folder, tmp_path)
 
 
