@@ -40,6 +40,7 @@ import numpy as np
 import psutil
 import torch
 import webdataset as wds
+from lightning.pytorch.trainer.states import TrainerStatus
 from PIL import Image
 from transformers import (
     PreTrainedTokenizerFast,
@@ -141,6 +142,7 @@ class Ours:
         self.data.trainer = L.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
         )
+        self.data.trainer.state.status = TrainerStatus.RUNNING  # else pixels come as floats
         self.data.setup("fit")
         self.loader = self.data.train_dataloader()
 
