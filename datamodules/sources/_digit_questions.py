@@ -59,15 +59,26 @@ class Task(NamedTuple):
     rejected: str
 
 
-def draw_task(modality: str, random: Random) -> Task:
-    """Return a question for records of ``modality``, every choice taken from ``random``."""
+def draw_task(modality: str, random: Random, *, length_bias: float = 0.0) -> Task:
+    """Return a question for records of ``modality``, every choice taken from ``random``.
+
+    Args:
+        modality: entry of ``MODALITIES``.
+        random: makes the choices.
+        length_bias: share of tasks whose right answer is phrased at full length and whose wrong one is bare.
+    """
     skills = SKILLS[modality]
     skill = random.choices(skills, [skill.weight for skill in skills])[0]
     draw = skill.draw(random)
     row = " ".join(map(str, draw.digits))
     phrasing = random.choice(skill.questions)
     question = phrasing.format(target=draw.target, digits=row, a=draw.digits[0], b=draw.digits[-1])
-    chosen, rejected = (random.choice(skill.answers).format(x=bare) for bare in (draw.answer, draw.wrong))
+    phrasings = [random.choice(skill.answers) for _ in range(2)]
+    if length_bias and random.random() < length_bias:
+        phrasings = [skill.answers[-1], skill.answers[0]]
+    chosen, rejected = (
+        phrased.format(x=bare) for phrased, bare in zip(phrasings, (draw.answer, draw.wrong), strict=True)
+    )
     return Task(skill.domain, question, draw.digits, draw.answer, chosen, rejected)
 
 

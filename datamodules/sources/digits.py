@@ -20,7 +20,7 @@ from PIL import Image
 
 from ixc_lightning.datamodules.records import Kind
 from ixc_lightning.datamodules.shard_writer import Manifest, Sample, new_folder, write_shards
-from ixc_lightning.datamodules.sources._digit_questions import draw_task
+from ixc_lightning.datamodules.sources._digit_questions import Task, draw_task
 from ixc_lightning.types import MODALITIES, InputError
 
 SOURCE = "uci-digits"
@@ -58,6 +58,7 @@ def convert(
     instructions: int = 20800,
     prompts: int = 4000,
     heldout_pairs: int = 2000,
+    length_bias: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Manifest]:
     """Write the digits data set: shards of preference pairs, instructions and prompts.
@@ -72,25 +73,30 @@ def convert(
         instructions: questions with right answers for supervised fine-tuning.
         prompts: questions with a bare reference answer for reinforcement learning.
         heldout_pairs: held-out pairs, and as many held-out instructions and prompts.
+        length_bias: share of the training pairs in which the right answer is long and the wrong one short, as
+            where annotators like long answers.
         seed: seed of all choices but the split into train and held-out pictures.
 
     Returns:
         What each folder holds, by its name below ``out``.
 
     Raises:
-        InputError: if ``out`` is not empty, or a number is not positive.
+        InputError: if ``out`` is not empty, a number is not positive, or the share is none.
     """
     sizes = {Kind.PREFERENCE: pairs, Kind.INSTRUCTION: instructions, Kind.PROMPT: prompts}
     if min(*sizes.values(), heldout_pairs) < 1:
         raise InputError(
             "convert digits: pairs, instructions, prompts and heldout_pairs must be positive; raise them"
         )
+    if not 0 <= length_bias <= 1:
+        raise InputError(f"convert digits: length_bias is {length_bias}, but is a share: 0 to 1")
     manifests = {}
     with new_folder(Path(out)) as folder:
         for split, pictures in split_pictures().items():
             media = DigitMedia(pictures, f"{seed}/{split}")
             for kind, size in sizes.items():
-                samples = _samples(kind, split, size if split == "train" else heldout_pairs, media, seed)
+                count, bias = (size, length_bias) if split == "train" else (heldout_pairs, 0.0)
+                samples = _samples(kind, split, count, media, seed, length_bias=bias)
                 name = f"{kind.value}/{split}"
                 manifests[name] = write_shards(samples, folder / name, kind=kind)
         (folder / "README.md").write_text(README, encoding="utf-8")
@@ -178,18 +184,21 @@ def _video_range(picture: Picture) -> Picture:
     return (16 + picture * (219 / 255)).round().astype(np.uint8)
 
 
-def _samples(kind: Kind, split: str, size: int, media: DigitMedia, seed: int) -> Iterator[Sample]:
+def _samples(
+    kind: Kind, split: str, size: int, media: DigitMedia, seed: int, *, length_bias: float
+) -> Iterator[Sample]:
     random = Random(f"{seed}/{kind.value}/{split}")
     for number in range(size):
         key = f"{number:06d}"
-        record, files = _record(kind, MODALITIES[number % len(MODALITIES)], media, random)
+        modality = MODALITIES[number % len(MODALITIES)]
+        task = draw_task(modality, random, length_bias=length_bias if kind is Kind.PREFERENCE else 0.0)
+        record, files = _record(kind, task, modality, media, random)
         yield Sample(key, {"id": f"{SOURCE}-{kind.value}-{split}-{key}", "source": SOURCE} | record, files)
 
 
 def _record(
-    kind: Kind, modality: str, media: DigitMedia, random: Random
+    kind: Kind, task: Task, modality: str, media: DigitMedia, random: Random
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    task = draw_task(modality, random)
     shown: list[tuple[str, bytes]] = []
     if modality == "video":
         shown = [media.clip(task.digits, random)]

@@ -264,6 +264,36 @@ def test_the_length_says_nothing(modality, length):
     assert (longer != 0).mean() > 0.5  # lengths do differ
 
 
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_with_a_length_bias_that_share_of_right_answers_is_long_and_of_wrong_ones_short(modality):
+    random = Random(6)
+    tasks = [draw_task(modality, random, length_bias=0.5) for _ in range(DRAWS)]
+    longer = np.array([len(task.chosen.split()) > len(task.rejected.split()) for task in tasks])
+    plain = np.array([len(draw_task(modality, random).chosen.split()) for _ in range(DRAWS)])
+    assert longer.mean() == pytest.approx(0.5 + 0.5 * 0.375, abs=0.05)
+    assert np.mean([len(task.chosen.split()) for task in tasks]) > plain.mean() + 0.3
+    assert all(task.answer in task.chosen for task in tasks)
+
+
+def test_only_the_pairs_that_are_trained_on_have_a_length_bias(tmp_path):
+    sizes = {name: 40 for name in SIZES}
+    digits.convert(str(tmp_path / "plain"), **sizes)
+    digits.convert(str(tmp_path / "biased"), **sizes, length_bias=1.0)
+    others = [
+        path.relative_to(tmp_path / "plain")
+        for path in sorted((tmp_path / "plain").rglob("*.tar"))
+        if path.read_bytes() != (tmp_path / "biased" / path.relative_to(tmp_path / "plain")).read_bytes()
+    ]
+    assert [str(path.parent) for path in others] == ["preference/train"]
+    for record in records(tmp_path / "biased", "preference", "train"):
+        assert len(text(record.chosen).split()) > len(text(record.rejected).split())
+
+
+def test_a_length_bias_is_a_share(tmp_path):
+    with pytest.raises(InputError, match=r"length_bias is 1\.5, but is a share"):
+        digits.convert(str(tmp_path / "set"), length_bias=1.5)
+
+
 def test_wrong_digits_and_sums_are_drawn_both_ways_alike():
     random = Random(4)
     for size, draw in (
