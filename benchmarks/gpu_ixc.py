@@ -144,7 +144,8 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['attention']:<16} hd_num {row['hd_num']:>2}  {row['tokens']:>6} tokens  "
-            f"{row['tokens_per_second']:>9.0f}/s, language model {row['language_tokens_per_second']:>9.0f}/s, "
+            f"{row['tokens_per_second']:>9.0f}/s, "
+            f"language model {row['language_tokens_per_second']:>9.0f}/s, "
             f"peak {row['peak_gib'] or 0:.1f} GiB; distance from sdpa {row['distance_from_sdpa']:.1e}, "
             f"from float32 {row['distance_from_float32']:.1e}"
         )
