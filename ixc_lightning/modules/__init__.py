@@ -6,6 +6,7 @@ from ixc_lightning.modules.best_of_n import BestOfNModule as BestOfNModule
 from ixc_lightning.modules.grpo import GRPOModule as GRPOModule
 from ixc_lightning.modules.kl_control import AdaptiveKL as AdaptiveKL
 from ixc_lightning.modules.kl_control import FixedKL as FixedKL
+from ixc_lightning.modules.make_pairs import MakePairsModule as MakePairsModule
 from ixc_lightning.modules.on_policy import OnPolicyModule as OnPolicyModule
 from ixc_lightning.modules.ppo import PPOModule as PPOModule
 from ixc_lightning.modules.reward import RewardModule as RewardModule

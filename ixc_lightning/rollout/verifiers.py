@@ -3,8 +3,8 @@
 
 A verifier is called with the responses as text and with their rollout, and gives one score per row. Where a
 record has no answer, there is nothing to be right about, and the score is 0: look at
-``Rollout.has_answer`` before taking means. LaTeX and symbolic answers are beyond these rules; wrap a library
-such as math-verify in a class of this form for them.
+``Rollout.has_answer`` before taking means. LaTeX and symbolic answers are beyond these rules:
+``math_answers`` is for them, and ``constraints`` for instructions about form.
 """
 
 from __future__ import annotations
