@@ -49,6 +49,9 @@ class ScoreWriter(Callback):
     Args:
         folder: where to write; null is ``scores`` in the trainer's ``default_root_dir``.
         formats: of the tables.
+
+    Attributes:
+        is_complete: whether this process has written the tables of all records.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class ScoreWriter(Callback):
         self.parts: PartFiles | None = None
         self.lock: FileLock | None = None
         self.is_checked = False
+        self.is_complete = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find what an earlier run has scored, and have the datamodule leave it out.
@@ -76,7 +80,7 @@ class ScoreWriter(Callback):
         self._lock(trainer)
         self.parts = PartFiles(self.folder / "parts", rank=trainer.global_rank)
         self.identity = _read_identity(self.folder)
-        self.is_checked = False
+        self.is_checked = self.is_complete = False
         self._check("data", trainer.datamodule.fingerprint)
         done = self.parts.lines().rows
         trainer.strategy.barrier("what is scored was read by all ranks")
@@ -165,6 +169,7 @@ class ScoreWriter(Callback):
             write_jsonl(self.folder / "scores.jsonl", self.rows())
         if "parquet" in self.formats:
             write_parquet(self.folder / "scores.parquet", self.rows(), COLUMNS)
+        self.is_complete = True
         rank_zero_info(f"The scores of {records:,} records are in {self.folder}")
 
     def _rates(self, trainer: L.Trainer) -> dict[str, float]:

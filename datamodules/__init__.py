@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ixc_lightning.datamodules.benchmarks.datamodule import BenchmarkDataModule as BenchmarkDataModule
+    from ixc_lightning.datamodules.cleaning import CleaningDataModule as CleaningDataModule
     from ixc_lightning.datamodules.instruction import InstructionDataModule as InstructionDataModule
+    from ixc_lightning.datamodules.pair_making import PairMakingDataModule as PairMakingDataModule
     from ixc_lightning.datamodules.preference import PreferenceDataModule as PreferenceDataModule
     from ixc_lightning.datamodules.prompts import PromptDataModule as PromptDataModule
     from ixc_lightning.datamodules.scoring import ScoringDataModule as ScoringDataModule
@@ -21,7 +23,9 @@ else:
 
 __all__ = [
     "BenchmarkDataModule",
+    "CleaningDataModule",
     "InstructionDataModule",
+    "PairMakingDataModule",
     "PreferenceDataModule",
     "PromptDataModule",
     "ScoringDataModule",
@@ -29,7 +33,9 @@ __all__ = [
 
 _MODULES = {
     "BenchmarkDataModule": "ixc_lightning.datamodules.benchmarks.datamodule",
+    "CleaningDataModule": "ixc_lightning.datamodules.cleaning",
     "InstructionDataModule": "ixc_lightning.datamodules.instruction",
+    "PairMakingDataModule": "ixc_lightning.datamodules.pair_making",
     "PreferenceDataModule": "ixc_lightning.datamodules.preference",
     "PromptDataModule": "ixc_lightning.datamodules.prompts",
     "ScoringDataModule": "ixc_lightning.datamodules.scoring",

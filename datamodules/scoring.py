@@ -15,6 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ixc_lightning.datamodules.candidate_files import CandidateSource, open_candidates
 from ixc_lightning.datamodules.candidates import EncodedCandidates, candidate_batch, encode_candidates
+from ixc_lightning.datamodules.contrast import ContrastCandidates
 from ixc_lightning.datamodules.memory import prepare_worker
 from ixc_lightning.datamodules.processing import ChatEncoder
 from ixc_lightning.datamodules.records import Kind
@@ -35,6 +36,7 @@ class ScoringDataModule(L.LightningDataModule):
         predict: files ``*.jsonl``, one prompt with its responses on each line; or shards: a folder, a tar, a
             pattern such as ``data/shard-{000000..000009}.tar``; or a list of either.
         kind: of shards: ``preference`` scores both responses of each pair, ``instruction`` the last turn.
+        others: of instruction shards: answers of this many other records that each prompt is scored with too.
         batch_size: prompts per rank and step.
         num_workers: processes per rank that decode and encode; 0 does it in the scoring process.
         max_tokens: most tokens of a prompt and one response; a longer sample is an error, never cut.
@@ -52,6 +54,7 @@ class ScoringDataModule(L.LightningDataModule):
         *,
         predict: str | list[str] | None = None,
         kind: Literal["preference", "instruction"] = "preference",
+        others: int = 0,
         batch_size: int = 8,
         num_workers: int = 0,
         max_tokens: int | None = None,
@@ -64,9 +67,12 @@ class ScoringDataModule(L.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # all may be scored already
         if batch_size < 1:
             raise InputError(f"data.batch_size is {batch_size}, but must be at least 1")
+        if others < 0 or (others and kind != "instruction"):
+            raise InputError(f"data.others is {others}: it is for data.kind instruction, and not negative")
         self.processor = processor
         self.predict = predict
         self.kind = Kind(kind)
+        self.others = others
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.max_tokens = max_tokens
@@ -89,8 +95,10 @@ class ScoringDataModule(L.LightningDataModule):
             video_frames=self.video_frames,
             response_suffix=self.response_suffix,
         )
-        self.source: CandidateSource = open_candidates(
-            self.predict, kind=self.kind, allow_urls=self.allow_urls
+        self.source: CandidateSource = (
+            ContrastCandidates(self.predict, others=self.others)
+            if self.others
+            else open_candidates(self.predict, kind=self.kind, allow_urls=self.allow_urls)
         )
         self.todo = np.arange(len(self.source))
 

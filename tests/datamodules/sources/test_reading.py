@@ -84,7 +84,11 @@ def test_only_the_columns_asked_for_are_read_and_the_others_are_named(tmp_path):
             gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9],
             r"a.jsonl.gz: cannot be read as UTF-8 to its end",
         ),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n', mtime=0)[:10] + b"\xff" * 20, r"a.jsonl.gz: cannot be read"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"a": 1}\n', mtime=0)[:10] + b"\xff" * 20,
+            r"a.jsonl.gz: cannot be read",
+        ),
         ("a.jsonl.gz", b"plain", r"a.jsonl.gz: cannot be read as UTF-8 to its end"),
         ("a.json", b'[{"a": 1}, {"a": 2}', r"a.json, row 3: is no JSON, or is cut off"),
         ("a.json", b'[{"a": 1}, {"a": 2', r"a.json, row 2: is no JSON, or is cut off"),
