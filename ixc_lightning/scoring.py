@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ixc_lightning.datamodules.candidates import candidate_batch, encode_candidates
+from ixc_lightning.datamodules.candidates import EncodedCandidates, candidate_batch, encode_candidates
 from ixc_lightning.datamodules.conversations import (
     Candidates,
     Messages,
@@ -142,17 +142,13 @@ class Scorer:
             InputError: naming the conversation and its field, if one cannot be scored.
         """
         given = _each(images, "images", conversations), _each(videos, "videos", conversations)
-        groups: dict[bytes, list[tuple[int, Candidates]]] = {}  # by prompt, so that each is encoded once
+        candidates = []
         for row, (conversation, *media) in enumerate(zip(conversations, *given, strict=True)):
             turns, text = split_conversation(conversation, shard="conversations", key=str(row))
-            one = self._candidates(turns, [text], *media, shard="conversations", key=str(row))
-            groups.setdefault(_mark(one), []).append((row, one))
-        merged = [
-            group[0][1]._replace(answers=[one.answers[0] for _, one in group]) for group in groups.values()
-        ]
-        rows = [row for group in groups.values() for row, _ in group]
+            candidates.append(self._candidates(turns, [text], *media, shard="conversations", key=str(row)))
+        merged, places = merge_equal_prompts(candidates)
         values = [value for own in self.score_candidates(merged) for value in own]
-        return [value for _, value in sorted(zip(rows, values, strict=True))]
+        return [values[place] for place in places]
 
     def score_normalised(
         self,
@@ -164,8 +160,11 @@ class Scorer:
 
         The statistics are those that training stored with the model; else as ``score``.
         """
-        scores = torch.tensor(self.score(conversations, images, videos), device=self.model.score_mean.device)
-        return self.model.normalise(scores).tolist()
+        return self.normalise(self.score(conversations, images, videos))
+
+    def normalise(self, scores: Sequence[float]) -> list[float]:
+        """Scores of this model on the scale of ``score_normalised``."""
+        return self.model.normalise(torch.tensor(scores, device=self.model.score_mean.device)).tolist()
 
     def compare(
         self,
@@ -201,8 +200,7 @@ class Scorer:
         Equal scores share the better rank, so that 1, 1, 3 follow each other. Arguments as in
         ``score_responses``.
         """
-        scores = self.score_responses(conversation, responses, images, videos)
-        return [1 + sum(other > score for other in scores) for score in scores]
+        return ranks(self.score_responses(conversation, responses, images, videos))
 
     def score_responses(
         self,
@@ -225,37 +223,52 @@ class Scorer:
         one = self._candidates(conversation, responses, images, videos, shard="conversation", key="0")
         return self.score_candidates([one])[0]
 
-    @torch.inference_mode()
     def score_candidates(self, candidates: Sequence[Candidates]) -> list[list[float]]:
         """The scores of the responses to each prompt; equal responses to it are scored once.
 
         Raises:
             InputError: a prompt cannot be encoded, or a score is no number.
         """
-        once = [_unique(one.answers) for one in candidates]
+        once = [unique_answers(one.answers) for one in candidates]
         wanted = [one._replace(answers=answers) for one, (answers, _) in zip(candidates, once, strict=True)]
         scores = [own for start, part in self._parts(wanted) for own in self._score_part(start, part)]
-        for one, values in zip(candidates, scores, strict=True):
-            if not all(map(isfinite, values)):
-                raise InputError(
-                    f"{one.record.shard}:{one.record.key}: the model gives {values}, which are no scores; "
-                    "load it with dtype float32 or bfloat16, or look at its weights"
-                )
         return [[values[n] for n in places] for values, (_, places) in zip(scores, once, strict=True)]
 
     def _score_part(self, start: int, part: Sequence[Candidates]) -> list[list[float]]:
-        device = self.model.score.weight.device
-        batch = candidate_batch(
-            [encode_candidates(self.encoder, one, row=start + n) for n, one in enumerate(part)]
+        return self.score_encoded(
+            [encode_candidates(self.encoder, one, row=start + n) for n, one in enumerate(part)],
+            size=self.batch_size,
         )
+
+    @torch.inference_mode()
+    def score_encoded(self, samples: Sequence[EncodedCandidates], *, size: int) -> list[list[float]]:
+        """The scores of the responses to each prompt, all of them encoded already, and padded to one length.
+
+        Args:
+            samples: prompts with their responses.
+            size: most responses of one forward pass.
+
+        Raises:
+            InputError: a score is no number.
+        """
+        device = self.model.score.weight.device
+        batch = candidate_batch(samples)
         values = score_responses(
             self.model,
             _prompts_to(batch.prompts, device),
             Responses(batch.responses.ids.to(device), batch.responses.mask.to(device)),
             batch.prompt_index.to(device),
-            size=self.batch_size,
+            size=size,
         )
-        return [own.tolist() for own in values.split([len(one.answers) for one in part])]
+        scores = [own.tolist() for own in values.split([len(one.encoded.responses) for one in samples])]
+        for one, own in zip(samples, scores, strict=True):
+            if not all(map(isfinite, own)):
+                record = one.candidates.record
+                raise InputError(
+                    f"{record.shard}:{record.key}: the model gives {own}, which are no scores; "
+                    "load it with dtype float32 or bfloat16, or look at its weights"
+                )
+        return scores
 
     def _candidates(
         self, turns: Any, responses: Any, images: Any, videos: Any, *, shard: str, key: str
@@ -284,20 +297,45 @@ class Scorer:
             yield start, part
 
 
+def ranks(scores: Sequence[float]) -> list[int]:
+    """The rank of each score: 1 is the highest, and equal scores share the better rank."""
+    return [1 + sum(other > score for other in scores) for score in scores]
+
+
+def merge_equal_prompts(candidates: Sequence[Candidates]) -> tuple[list[Candidates], list[int]]:
+    """One entry for all that share prompt and media, with the responses of all, so that it is encoded once.
+
+    Args:
+        candidates: each with one response.
+
+    Returns:
+        The entries, and the place of each given response when theirs are counted through.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for row, one in enumerate(candidates):
+        groups.setdefault(_mark(one), []).append(row)
+    merged = [
+        candidates[rows[0]]._replace(answers=[candidates[row].answers[0] for row in rows])
+        for rows in groups.values()
+    ]
+    place_of = {row: place for place, row in enumerate(row for rows in groups.values() for row in rows)}
+    return merged, [place_of[row] for row in range(len(candidates))]
+
+
+def unique_answers(answers: Sequence[Messages]) -> tuple[list[Messages], list[int]]:
+    """The answers without repetitions, and the place of each one among these."""
+    places: dict[str, int] = {}
+    marks = [json.dumps([dict(turn) for turn in answer]) for answer in answers]
+    found = [places.setdefault(mark, len(places)) for mark in marks]
+    return [answers[found.index(n)] for n in range(len(places))], found
+
+
 def _mark(candidates: Candidates) -> bytes:
     """What is the same for equal prompts with equal media."""
     digest = blake2b(json.dumps([dict(turn) for turn in candidates.prompt]).encode())
     for name, data in sorted(candidates.record.media.items()):
         digest.update(name.encode() + blake2b(data).digest())
     return digest.digest()
-
-
-def _unique(answers: Sequence[Messages]) -> tuple[list[Messages], list[int]]:
-    """The answers without repetitions, and the place of each one among these."""
-    places: dict[str, int] = {}
-    marks = [json.dumps([dict(turn) for turn in answer]) for answer in answers]
-    found = [places.setdefault(mark, len(places)) for mark in marks]
-    return [answers[found.index(n)] for n in range(len(places))], found
 
 
 def _each(media: Any, name: str, conversations: Any) -> Sequence[Any]:
