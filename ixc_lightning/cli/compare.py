@@ -43,7 +43,7 @@ def compare(a: str, b: str, *, ties: TiePolicy = "wrong", resamples: int = 2000,
         raise InputError(
             f"{a} holds {first.benchmark} and {b} holds {second.benchmark}: give two files of one benchmark"
         )
-    benchmark = _benchmark(first.benchmark, ties, a)
+    benchmark = benchmark_named(first.benchmark, a)(ties)
     matched = match_items(first.items, second.items)
     if not matched.pairs:
         raise InputError(f"{a} and {b} have no item in common; were both made from the same benchmark?")
@@ -61,17 +61,20 @@ def compare(a: str, b: str, *, ties: TiePolicy = "wrong", resamples: int = 2000,
     console.print(_both(benchmark, matched.pairs), soft_wrap=True)
 
 
-def _benchmark(name: str, ties: TiePolicy, path: str) -> Benchmark:
-    known = [
-        value
+def benchmark_named(name: str, path: str) -> type[Benchmark]:
+    """The benchmark that a result file names.
+
+    Raises:
+        InputError: naming the file, if there is none of this name.
+    """
+    known = {
+        value.name: value
         for value in vars(metrics).values()
         if isinstance(value, type) and issubclass(value, Benchmark) and value is not Benchmark
-    ]
-    for benchmark in known:
-        if benchmark.name == name:
-            return benchmark(ties)
-    names = ", ".join(sorted(benchmark.name for benchmark in known))
-    raise InputError(f"{path}, benchmark: {name!r} is none of {names}")
+    }
+    if name not in known:
+        raise InputError(f"{path}, benchmark: {name!r} is none of {', '.join(sorted(known))}")
+    return known[name]
 
 
 def _named(items: Sequence[ScoredItem]) -> str:

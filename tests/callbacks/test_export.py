@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A finished fit leaves a Hugging Face folder behind, and one that cannot be written is refused before it."""
 
+import hashlib
 from functools import partial
+from importlib.metadata import version
 
 import pytest
 import torch
 from torch.optim import AdamW
 
 from ixc_lightning.callbacks import HuggingFaceExport
+from ixc_lightning.datamodules.filters import LengthRatio
 from ixc_lightning.models import RewardModel
 from ixc_lightning.modules import RewardModule
+from ixc_lightning.publishing.runs import Run
 from ixc_lightning.types import InputError
 from tests.digits import preference_data, trainer
 
@@ -38,6 +42,58 @@ def test_nothing_is_written_by_a_trial_run_or_when_it_is_switched_off(digits, ti
     callback = HuggingFaceExport(str(tmp_path / "out"), enabled=options.pop("enabled", True))
     _fit(digits, tiny_folder, tmp_path, callback, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_card_tells_of_data_metrics_and_versions(digits, tiny_folder, tmp_path):
+    _fit(digits, tiny_folder, tmp_path, HuggingFaceExport(str(tmp_path / "out")))
+    text = (tmp_path / "out/README.md").read_text()
+    sha256 = hashlib.sha256((digits / "preference/train/manifest.json").read_bytes()).hexdigest()
+    assert f"`{sha256}`" in text
+    assert "After 1 steps" in text
+    assert "`train/loss`" in text
+    assert f"| torch | {version('torch')} |" in text
+    assert "video_frames=4" in text
+    assert "started from Python" in text
+    assert str(tmp_path) not in text
+
+
+def test_a_checkpoint_is_told_what_its_card_is_to_say_even_where_nothing_is_exported(
+    digits, tiny_folder, tmp_path
+):
+    callback = HuggingFaceExport(enabled=False)
+    module = RewardModule(partial(RewardModel, str(tiny_folder)), optimizer=partial(AdamW, lr=1e-3))
+    run = trainer(tmp_path, max_steps=2, callbacks=[callback])
+    run.fit(module, preference_data(digits, tiny_folder, val=None))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    told = Run.of_checkpoint(torch.load(tmp_path / "a.ckpt", weights_only=True))
+    assert told.step == 2
+    assert told.metrics["train/loss"] == run.callback_metrics["train/loss"].item()
+    assert [(entry["split"], entry["samples"]) for entry in told.data] == [("train", 48)]
+    assert told.reading == {"max_tokens": None, "video_frames": 4, "response_suffix": ""}
+
+
+def test_what_filters_left_out_is_told(digits, tiny_folder, tmp_path):
+    module = RewardModule(partial(RewardModel, str(tiny_folder)), optimizer=partial(AdamW, lr=1e-3))
+    data = preference_data(digits, tiny_folder, val=None, filters=[LengthRatio(limit=1.5)])
+    callback = HuggingFaceExport(str(tmp_path / "out"))
+    trainer(tmp_path, max_steps=1, callbacks=[callback]).fit(module, data)
+    (entry,) = callback.run.data
+    assert callback.run.dropped == data.dropped
+    assert entry["samples"] == len(data.dataset("train")) < 48
+    assert "Filters left out training records: LengthRatio" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_folder_that_holds_something_else_is_refused_before_training(digits, tiny_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="no exported model"):
+        _fit(digits, tiny_folder, tmp_path, HuggingFaceExport(str(tmp_path / "out")))
+
+
+def test_a_push_without_a_token_is_refused_before_training(digits, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(InputError, match="set HF_TOKEN"):
+        _fit(digits, tiny_folder, tmp_path, HuggingFaceExport(push_to_hub="me/mine"))
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
