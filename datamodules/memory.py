@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a loader's worker does about memory: freed pages are used again, small tensors go without pages."""
+"""What a loader's worker does about memory and signals.
+
+Freed pages are used again, small tensors go without pages, and who stops the run is the process that trains.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import signal
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -25,11 +29,16 @@ SMALL_BYTES = 2**16
 
 
 def prepare_worker(worker: int) -> None:
-    """Have this process spend little on memory; the ``worker_init_fn`` of loaders.
+    """Have this process spend little memory and live as long as its parent; ``worker_init_fn`` of loaders.
+
+    A scheduler sends the signal that stops a run to all of its processes. The parent finishes its step and
+    saves; a worker that died before would end the run with an error instead.
 
     Args:
         worker: number of the worker, which does not matter.
     """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()
     ForkingPickler.register(Tensor, _reduce)
 

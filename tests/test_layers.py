@@ -21,13 +21,15 @@ LAYERS = {
     "functional": {"types"},
     "processors": {"types"},
     "models": {"types", "functional"},
-    "export": {"types", "functional", "models", "processors"},
+    "publishing": {"types"},
+    "export": {"types", "functional", "models", "processors", "publishing"},
     "rollout": {"types", "functional", "models", "processors"},
     "metrics": {"types", "functional"},
     "modules": {"types", "functional", "models", "processors", "rollout", "metrics"},
     "datamodules": {"types", "functional", "processors"},
-    "callbacks": {"types", "export"},
+    "callbacks": {"types", "export", "publishing"},
     "scoring": {"types", "functional", "models", "datamodules"},  # a reward model together with its processor
+    "serving": {"types", "functional", "models", "datamodules", "scoring"},
     "recipes": set(),
 }
 ENTRANCES = {"cli", "quickstart", "__main__"}  # they may import every layer, and no layer may import them

@@ -20,7 +20,7 @@ from ixc_lightning.cli.recipes import packaged_recipes
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
-NUM_RECIPES = 16  # counted by hand: a recipe that no test visits shows here
+NUM_RECIPES = 22  # counted by hand: a recipe that no test visits shows here
 
 
 def setup_cfg(section: str = "options") -> configparser.SectionProxy:

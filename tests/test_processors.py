@@ -11,5 +11,5 @@ def test_a_folder_without_a_processor_is_refused(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match="there is no folder .*nowhere"):
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
         load_processor(str(tmp_path / "nowhere"))

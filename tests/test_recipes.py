@@ -8,11 +8,14 @@ from transformers import Qwen2_5_VLConfig
 
 from ixc_lightning.cli.main import main
 from ixc_lightning.cli.recipes import packaged_recipes
-from ixc_lightning.models import Backbone, RewardModel
+from ixc_lightning.models import Backbone, LoRA, RewardModel
 from ixc_lightning.models.critic import Critic
+from ixc_lightning.modules.roles import backbone_of
 
 PAPER = "recipes/paper/reward.yaml"
 PAPER_PPO = "recipes/paper/ppo.yaml"
+ONE_GPU = "recipes/single_gpu/reward.yaml"
+ONE_GPU_PPO = "recipes/single_gpu/ppo.yaml"
 
 
 @pytest.fixture
@@ -31,6 +34,7 @@ def printed(capsys):
 def test_the_recipes_that_are_promised_are_packaged():
     assert list(packaged_recipes()) == [
         "recipes/best_of_n.yaml",
+        "recipes/clean.yaml",
         "recipes/evaluate/mm_rlhf_rewardbench.yaml",
         "recipes/evaluate/multimodal_rewardbench.yaml",
         "recipes/evaluate/rewardbench.yaml",
@@ -39,13 +43,18 @@ def test_the_recipes_that_are_promised_are_packaged():
         "recipes/evaluate/video_rewardbench.yaml",
         "recipes/evaluate/vl_rewardbench.yaml",
         "recipes/grpo.yaml",
+        "recipes/length_filter.yaml",
+        "recipes/make_pairs.yaml",
         PAPER_PPO,
         PAPER,
         "recipes/ppo.yaml",
         "recipes/reward.yaml",
+        "recipes/reward_for_cleaning.yaml",
         "recipes/rloo.yaml",
         "recipes/score.yaml",
         "recipes/sft.yaml",
+        ONE_GPU_PPO,
+        ONE_GPU,
     ]
 
 
@@ -136,3 +145,44 @@ def test_the_paper_s_four_networks_build_at_their_full_size(printed, full_size):
     assert policy.has_head
     trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
     assert trained == {id(parameter) for parameter in policy.role_parameters()["language"]}
+
+
+def _bytes(modules):
+    """Bytes of the weights, those of each network once."""
+    weights = {id(weight): weight for module in modules for weight in module.parameters()}
+    return sum(weight.numel() * weight.element_size() for weight in weights.values())
+
+
+def _at_full_size(settings, full_size):
+    """The settings of a model in the architecture of the 7B model, and adapters where its source has some."""
+    adapter = settings.get("adapter") or {"rank": 16, "alpha": 32.0}
+    return {**settings, **full_size, "adapter": LoRA(**adapter)}
+
+
+def test_the_reward_model_for_one_gpu_builds_in_4_bits_and_trains_adapters_and_head(printed, full_size):
+    settings = printed(ONE_GPU)["model"]["init_args"]["model"]["init_args"]
+    with torch.device("meta"):
+        model = RewardModel(**_at_full_size(settings, full_size))
+    assert _bytes([model]) < 6.5e9
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all(".lora_" in name or name == "score.weight" for name in trained)
+    assert 35e6 < sum(weight.numel() for weight in trained.values()) < 45e6  # rank 16 on all linear layers
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+
+
+def test_the_roles_of_ppo_on_one_gpu_build_in_4_bits_with_one_dtype(printed, full_size):
+    settings = printed(ONE_GPU_PPO)["model"]["init_args"]
+    reward = printed(ONE_GPU)
+    roles = {"policy": Backbone, "reward_model": RewardModel, "critic": Critic}
+    own = {name: settings[name]["init_args"] for name in roles}
+    assert own["policy"]["source"] == reward["model"]["init_args"]["model"]["init_args"]["source"]
+    assert own["critic"]["source"] == own["reward_model"]["source"] == reward["export"]["folder"]
+    assert {(role["quantisation"], role["dtype"]) for role in own.values()} == {("nf4", "bfloat16")}
+    with torch.device("meta"):
+        built = {name: kind(**_at_full_size(own[name], full_size)) for name, kind in roles.items()}
+    assert _bytes([built["policy"]]) < 7.5e9
+    bases = [
+        {name: (weight.dtype, weight.shape) for name, weight in backbone_of(role).base.state_dict().items()}
+        for role in built.values()
+    ]
+    assert bases[0] == bases[1] == bases[2]

@@ -51,6 +51,16 @@ def export(words: list[str]) -> None:
     call(import_module("ixc_lightning.cli.checkpoints").export_checkpoint, words, name="export")
 
 
+def card(words: list[str]) -> None:
+    """Write evaluations into the card of an exported model."""
+    call(import_module("ixc_lightning.cli.cards").card, words, name="card")
+
+
+def consolidate(words: list[str]) -> None:
+    """Make one file of a sharded checkpoint."""
+    call(import_module("ixc_lightning.cli.consolidate").consolidate, words, name="consolidate")
+
+
 def index(words: list[str]) -> None:
     """Write the sidecars and the manifest of shards, or check them."""
     # The parser asks for --check true; the word alone means the same.
@@ -76,6 +86,11 @@ def convert_checkpoint(words: list[str]) -> None:
     """Convert the released InternLM-XComposer2.5, or a model trained from it back."""
     module = import_module("ixc_lightning.cli.convert_checkpoint")
     call(module.convert_checkpoint, words, name="convert-checkpoint")
+
+
+def serve(words: list[str]) -> None:
+    """Serve a reward model over HTTP."""
+    call(import_module("ixc_lightning.cli.serve").serve, words, name="serve")
 
 
 def tiny(words: list[str]) -> None:
@@ -110,7 +125,10 @@ COMMANDS = {
     "index": Command("index shards that came from elsewhere, or check their checksums", index),
     "inspect": Command("show what shards hold, in tables or on a page with pictures", inspect),
     "export": Command("write a Hugging Face folder from a checkpoint", export),
+    "consolidate": Command("make one file of a sharded checkpoint", consolidate),
+    "card": Command("write evaluations into the card of an exported model", card),
     "compare": Command("compare two models on a benchmark, item by item", compare),
+    "serve": Command("serve a reward model over HTTP", serve),
     "convert-checkpoint": Command(
         "convert the released InternLM-XComposer2.5 for use here, or back", convert_checkpoint
     ),

@@ -98,6 +98,12 @@ def run_trainer(words: list[str]) -> CLI:
         )
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except IsADirectoryError as error:
+        raise InputError(
+            f"the checkpoint {error.filename} is sharded, and this strategy takes one file: make it with "
+            f"`python -m ixc_lightning consolidate {error.filename} FILE`, or give ModelParallelStrategy as "
+            "trainer.strategy"
+        ) from error
     except UnpicklingError as error:
         raise InputError(
             "the file of --ckpt_path is no checkpoint, or holds more than plain data; give one that fit "

@@ -62,29 +62,6 @@ def pad_left(prompts: Prompts) -> Prompts:
     return Prompts(reorder(prompts.ids), mask, types, prompts.media)
 
 
-def stack(first: Sequences, second: Sequences) -> Sequences:
-    """The rows of both inputs as one batch, first's rows first, padded on the right to the longer one.
-
-    Raises:
-        ValueError: the two carry different token types.
-    """
-    if first.token_types.keys() != second.token_types.keys():
-        raise ValueError(f"token types differ: {sorted(first.token_types)} and {sorted(second.token_types)}")
-    length = max(first.ids.shape[1], second.ids.shape[1])
-
-    def both(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([torch.nn.functional.pad(x, (0, length - x.shape[1])) for x in (a, b)])
-
-    return Sequences(
-        ids=both(first.ids, second.ids),
-        mask=both(first.mask, second.mask),
-        response_mask=both(first.response_mask, second.response_mask),
-        token_types={
-            name: both(types, second.token_types[name]) for name, types in first.token_types.items()
-        },
-    )
-
-
 def mean_pool(hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
     """Average of the hidden states of all real tokens, prompt and pictures included, in float32.
 

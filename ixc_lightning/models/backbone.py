@@ -17,21 +17,34 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from ixc_lightning.models.adapter_files import load_adapter, save_adapter, saved_adapter
+from ixc_lightning.models.adapters import (
+    LoRA,
+    adapter_weights,
+    add_adapter,
+    expect_no_base,
+    leave_base_out,
+    merged_state,
+)
 from ixc_lightning.models.families import family_of
 from ixc_lightning.models.loading import is_multimodal, load_network
 from ixc_lightning.models.parts import longest_list, parameters_of
+from ixc_lightning.models.quantisation import Quantisation, quantise
+from ixc_lightning.models.shared_attention import SharedPrefix
 from ixc_lightning.models.visuals import Visuals
 from ixc_lightning.types import InputError, Prompts
 
 ROLES = ("vision", "projector", "language")
 """The parts of a backbone that are frozen or trained as a whole."""
+ADAPTER = "default"
+"""Name of the adapters that a backbone is built with."""
 
 
 class Backbone(nn.Module):
     """A pre-trained network from token ids and pictures to hidden states, with or without its language head.
 
     Args:
-        source: hub id, or a folder in transformers' layout.
+        source: hub id, or a folder in transformers' layout, or one of adapters, which names its base model.
         weights: ``pretrained``, or ``random`` for fresh weights from the config alone.
         head: keep the language head; ``logits`` and generation need it.
         freeze: the ``ROLES`` that are not trained.
@@ -39,10 +52,16 @@ class Backbone(nn.Module):
         attention: attention implementation, by its name in transformers.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         trust_remote_code: whether code that comes with the weights may run.
+        adapter: low-rank adapters to train in the place of the language model's own weights.
+        quantisation: of the decoder's linear layers, ``nf4`` for 4 bits; the language model's own weights are
+            not trained then.
 
     Raises:
         InputError: if the source cannot be loaded completely, an option is unknown, or the family is no use.
     """
+
+    adapter: str | None = None
+    """Name of the adapters that the network speaks through, if it has some."""
 
     def __init__(
         self,
@@ -55,11 +74,14 @@ class Backbone(nn.Module):
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
+        adapter: LoRA | None = None,
+        quantisation: Quantisation | None = None,
     ) -> None:
         super().__init__()
         self.has_head = head
+        saved = saved_adapter(source, beside=adapter) if weights == "pretrained" else None
         self.model: PreTrainedModel = load_network(
-            source,
+            source if saved is None else saved.base,
             weights=weights,
             head=head,
             dtype=dtype,
@@ -69,6 +91,19 @@ class Backbone(nn.Module):
         self.family = family_of(self.base)
         self.is_multimodal = is_multimodal(self.config)
         self._check_family()
+        self.quantisation = quantisation
+        self.saved_as = "adapter" if adapter is None else adapter.saved_as
+        if quantisation is not None:
+            quantise(self.base, self.decoder_layers(), quantisation)
+        if adapter is not None:
+            add_adapter(self.base, self.decoder_layers(), adapter, name=ADAPTER)
+        if saved is not None:
+            load_adapter(self.base, saved, name=ADAPTER)
+        if adapter is not None or saved is not None:
+            self.adapter = ADAPTER
+        if self.keeps_language:
+            self.register_state_dict_post_hook(leave_base_out)
+            self.register_load_state_dict_post_hook(expect_no_base)
         self.freeze(freeze)
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable(
@@ -86,6 +121,11 @@ class Backbone(nn.Module):
     def config(self) -> PretrainedConfig:
         """The network's config."""
         return self.model.config
+
+    @property
+    def keeps_language(self) -> bool:
+        """Whether the language model's own weights stay as they are, whatever ``freeze`` says."""
+        return self.adapter is not None or self.quantisation is not None
 
     @property
     def hidden_size(self) -> int:
@@ -135,6 +175,8 @@ class Backbone(nn.Module):
         mask: Bool[Tensor, "B L"],
         token_types: Mapping[str, Int[Tensor, "B L"]],
         visuals: Visuals | None,
+        *,
+        shared: SharedPrefix | None = None,
     ) -> Float[Tensor, "B L D"]:
         """The last hidden states, behind the final norm.
 
@@ -147,17 +189,19 @@ class Backbone(nn.Module):
                 ``token_type_ids``), 0 on responses and padding; names that the model does not know are
                 ignored.
             visuals: the encoded pictures of exactly these rows, or None for text.
+            shared: what a row of trees needs instead of its mask (``packing.read_trees``).
         """
         known = signature(self.base.forward).parameters
         inputs: dict[str, Any] = {name: value for name, value in token_types.items() if name in known}
         if visuals is not None:
             inputs["mm_encoder_outputs"] = visuals.encoder_outputs()
-        grids = {} if visuals is None else visuals.grids
-        positions = self.family.positions(self.base, ids, mask, token_types, grids)
-        outputs = self.base(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **inputs
-        )
-        return outputs.last_hidden_state
+        if shared is None:
+            grids = {} if visuals is None else visuals.grids
+            inputs["attention_mask"] = mask
+            inputs["position_ids"] = self.family.positions(self.base, ids, mask, token_types, grids)
+        else:
+            inputs |= shared.inputs()
+        return self.base(input_ids=ids, use_cache=False, **inputs).last_hidden_state
 
     def logits(self, hidden: Float[Tensor, "*L D"]) -> Float[Tensor, "*L V"]:
         """The language head's logits at the given hidden states, soft-capped where the family does so.
@@ -203,15 +247,19 @@ class Backbone(nn.Module):
     def freeze(self, roles: Sequence[str]) -> None:
         """Freeze exactly these ``ROLES`` and train all others; frozen modules also stay in evaluation mode.
 
+        Of a language model with adapters they alone are trained, and of a quantised one without them nothing.
+
         Raises:
             InputError: if a role is unknown.
         """
         if unknown := set(roles) - set(ROLES):
             raise InputError(f"freeze: {', '.join(sorted(unknown))} is none of {', '.join(ROLES)}")
         self.frozen = tuple(roles)
+        adapters = set() if self.adapter is None else {*adapter_weights(self.base, self.adapter).values()}
         for role, parameters in self.role_parameters().items():
             for parameter in parameters:
-                parameter.requires_grad_(role not in roles)
+                is_kept = role == "language" and self.keeps_language and parameter not in adapters
+                parameter.requires_grad_(role not in roles and not is_kept)
         self.train(self.training)
 
     def role_modules(self) -> dict[str, list[nn.Module]]:
@@ -258,6 +306,9 @@ class Backbone(nn.Module):
     ) -> None:
         """Write ``config.json`` and safetensors in transformers' own layout.
 
+        A model with adapters is written as ``saved_as`` says: whole, with the adapters ``merged`` into its
+        dequantised weights, or as an ``adapter`` apart (``adapter_files``).
+
         Args:
             folder: made if it does not exist.
             extra: further tensors, a reward head say, for the same files.
@@ -266,11 +317,23 @@ class Backbone(nn.Module):
         Raises:
             ValueError: if an extra tensor has the name of one of the network's own.
         """
-        own = self.model.state_dict()
+        if self.adapter is not None and self.saved_as == "adapter":
+            self._check_fits_apart()
+            save_adapter(self.model, self.base, folder, name=self.adapter, extra=extra or {})
+            return
+        own = merged_state(self.model, self.adapter)
         if taken := own.keys() & (extra or {}).keys():
             raise ValueError(f"extra: {', '.join(sorted(taken))} would replace weights of the network")
         state = {**own, **(extra or {})}
         self.model.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
+
+    def _check_fits_apart(self) -> None:
+        trained = {"vision", "projector"} - set(self.frozen)
+        if self.is_multimodal and trained:
+            raise InputError(
+                f"{' and '.join(sorted(trained))} are trained as a whole, and a folder of adapters cannot "
+                "hold them: freeze them, or set adapter.saved_as to merged"
+            )
 
     def _check_family(self) -> None:
         if not self.is_multimodal:

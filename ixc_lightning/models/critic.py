@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ixc_lightning.models.adapters import LoRA
+from ixc_lightning.models.quantisation import Quantisation
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.visuals import Visuals
 from ixc_lightning.types import Sequences
@@ -32,6 +34,8 @@ class Critic(nn.Module):
         dtype: of the backbone's weights; the head is always float32.
         attention: attention implementation, by its name in transformers.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
+        adapter: low-rank adapters to train in the place of the language model's own weights, beside the head.
+        quantisation: of the decoder's linear layers, ``nf4`` for 4 bits.
 
     Raises:
         InputError: the source cannot be loaded.
@@ -47,6 +51,8 @@ class Critic(nn.Module):
         dtype: str = "float32",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
+        adapter: LoRA | None = None,
+        quantisation: Quantisation | None = None,
     ) -> None:
         super().__init__()
         judge = RewardModel(
@@ -56,6 +62,8 @@ class Critic(nn.Module):
             dtype=dtype,
             attention=attention,
             gradient_checkpointing=gradient_checkpointing,
+            adapter=adapter,
+            quantisation=quantisation,
         )
         self.backbone = judge.backbone
         self.value = nn.Linear(self.backbone.hidden_size, 1, dtype=torch.float32)

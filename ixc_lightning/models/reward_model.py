@@ -4,25 +4,40 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from ixc_lightning.functional.masking import last_pool, mean_pool, token_pool
+from ixc_lightning.functional.masking import last_index, last_pool, mean_pool, token_pool
+from ixc_lightning.functional.packing import (
+    Packing,
+    Trees,
+    last_places,
+    mean_of_trees,
+    pack,
+    token_places,
+)
+from ixc_lightning.models.adapter_files import EXTRA_FILE
+from ixc_lightning.models.adapters import LoRA
 from ixc_lightning.models.backbone import Backbone, Visuals
 from ixc_lightning.models.internlm_xcomposer2.release import is_released, reward_head, reward_settings
+from ixc_lightning.models.packing import Sharing, joined, read_trees, share
+from ixc_lightning.models.quantisation import Quantisation
 from ixc_lightning.types import InputError, Sequences
 
 Pooling = Literal["mean", "last", "token"]
 
 SETTINGS_FILE = "reward_model.json"
 HEAD_KEY = "score.weight"
+
+logger = logging.getLogger(__name__)
 
 
 class RewardModel(nn.Module):
@@ -47,6 +62,11 @@ class RewardModel(nn.Module):
         dtype: of the backbone's weights; the head is always float32.
         attention: ``sdpa``, ``eager``, ``flash_attention_2`` or another name that transformers knows.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
+        adapter: low-rank adapters to train in the place of the language model's own weights, beside the head.
+        quantisation: of the decoder's linear layers, ``nf4`` for 4 bits; the language model's own weights are
+            not trained then.
+        sharing: ``auto`` reads a prompt with several responses once for all of them, where the network can do
+            that, and logs why it cannot otherwise; the scores are the same. ``off`` reads it with each.
 
     Raises:
         InputError: the source cannot be loaded, or was trained with another pooling.
@@ -66,6 +86,9 @@ class RewardModel(nn.Module):
         dtype: str = "float32",
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
+        adapter: LoRA | None = None,
+        quantisation: Quantisation | None = None,
+        sharing: Sharing = "auto",
     ) -> None:
         super().__init__()
         saved = _saved_settings(source) if weights == "pretrained" else {}
@@ -81,7 +104,13 @@ class RewardModel(nn.Module):
             dtype=dtype,
             attention=attention,
             gradient_checkpointing=gradient_checkpointing,
+            adapter=adapter,
+            quantisation=quantisation,
         )
+        reason = share(self.backbone) if sharing == "auto" else None
+        if reason:
+            logger.warning("prompts are read once for each response: %s", reason)
+        self.shares = sharing == "auto" and reason is None
         self.score = nn.Linear(self.backbone.hidden_size, 1, bias=False, dtype=torch.float32)
         self.register_buffer("score_mean", torch.tensor(saved.get("score_mean", 0.0)))
         self.register_buffer("score_std", torch.tensor(saved.get("score_std", 1.0)))
@@ -92,7 +121,13 @@ class RewardModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, dtype: str = "float32", attention: str = "sdpa"
+        cls,
+        folder: str | Path,
+        *,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        quantisation: Quantisation | None = None,
+        sharing: Sharing = "auto",
     ) -> RewardModel:
         """A trained reward model with its head, pooling and statistics, in evaluation mode, ready to score.
 
@@ -100,6 +135,9 @@ class RewardModel(nn.Module):
             folder: a folder that ``save_pretrained`` or ``export`` wrote, or a hub id.
             dtype: of the backbone's weights; the head is always float32.
             attention: attention implementation, by its name in transformers.
+            quantisation: of the decoder's linear layers; adapters that were trained on quantised weights, and
+                saved apart, need the same here.
+            sharing: whether a prompt with several responses is read once for all of them, where it can be.
 
         Raises:
             InputError: the folder is not one that ``save_pretrained`` wrote.
@@ -109,25 +147,39 @@ class RewardModel(nn.Module):
                 f"{folder} holds no {SETTINGS_FILE}, so it is not a reward model; "
                 "python -m ixc_lightning export CHECKPOINT FOLDER writes one"
             )
-        return cls(str(folder), dtype=dtype, attention=attention).eval()
+        return cls(
+            str(folder), dtype=dtype, attention=attention, quantisation=quantisation, sharing=sharing
+        ).eval()
 
     def encode(self, media: dict[str, Tensor]) -> Visuals | None:
         """The pictures and clips of a batch, encoded once for all; None for a batch of text."""
         return self.backbone.encode(media)
 
-    def forward(self, sequences: Sequences, visuals: Visuals | None) -> Float[Tensor, " B"]:
-        """Scores of the sequences, unbounded and in float32; higher is better.
+    def forward(self, answers: Sequences | Trees, visuals: Visuals | None) -> Float[Tensor, " R"]:
+        """Scores of the responses, unbounded and in float32; higher is better.
 
         Args:
-            sequences: prompt and response joined.
-            visuals: their pictures, encoded, in row order.
+            answers: prompts and responses, joined or as trees. A prompt of a tree is read once for all its
+                responses if the model ``shares``.
+            visuals: the pictures of the joined sequences, or of the trees' prompts, encoded, in row order.
 
         Raises:
-            ValueError: a row without tokens, or without the reward token where it is read.
+            ValueError: a row without tokens, or without the reward token where it is read; or trees that are
+                none.
         """
-        hidden = self.backbone(sequences.ids, sequences.mask, sequences.token_types, visuals)
+        if isinstance(answers, Trees) and not self.shares:
+            answers, visuals = joined(answers, visuals, self.backbone.config)
+        if isinstance(answers, Trees):
+            packing = pack(answers)
+            ids, hidden = read_trees(self.backbone, answers, packing, visuals)
+        else:
+            hidden = self.backbone(answers.ids, answers.mask, answers.token_types, visuals)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.score(self._pool(hidden, sequences)).squeeze(-1)
+            if isinstance(answers, Trees):
+                pooled = self._pool_trees(ids, hidden, packing)
+            else:
+                pooled = self._pool(hidden, answers)
+            return self.score(pooled).squeeze(-1)
 
     def normalise(self, scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Scores with mean 0 and standard deviation 1 on the data that the statistics were taken from."""
@@ -146,6 +198,10 @@ class RewardModel(nn.Module):
         files, and pooling and statistics in ``reward_model.json``.
         """
         self.backbone.save_pretrained(folder, extra={HEAD_KEY: self.score.weight.detach()})
+        self.save_settings(folder)
+
+    def save_settings(self, folder: str | Path) -> None:
+        """Write ``reward_model.json`` alone: pooling, reward token, and the statistics of the scores."""
         settings = {
             "format": 1,
             "pooling": self.pooling,
@@ -159,18 +215,28 @@ class RewardModel(nn.Module):
         if self.pooling == "mean":
             return mean_pool(hidden, sequences.mask)
         if self.pooling == "last":
-            self._check_last(sequences)
+            last = last_index(sequences.mask)
+            self._check_last(sequences.ids.gather(1, last[:, None]).squeeze(1))
             return last_pool(hidden, sequences.mask)
         assert self.reward_token_id is not None  # checked when the model was built
         return token_pool(hidden, sequences.mask, sequences.ids, token_id=self.reward_token_id)
 
-    def _check_last(self, sequences: Sequences) -> None:
-        """Raise where a row does not end with the reward token that the head was trained to read."""
-        if self.reward_token_id is None:
-            return
-        places = torch.arange(sequences.mask.shape[1], device=sequences.mask.device)
-        last = (sequences.mask * places).argmax(dim=1, keepdim=True)
-        if (sequences.ids.gather(1, last) != self.reward_token_id).any():
+    def _pool_trees(
+        self, ids: Int[Tensor, " L"], hidden: Float[Tensor, "L D"], packing: Packing
+    ) -> Float[Tensor, "R D"]:
+        if self.pooling == "mean":
+            return mean_of_trees(hidden, packing)
+        if self.pooling == "last":
+            places = last_places(packing)
+            self._check_last(ids[places])
+        else:
+            assert self.reward_token_id is not None  # checked when the model was built
+            places = token_places(ids, packing, token_id=self.reward_token_id)
+        return hidden[places].float()
+
+    def _check_last(self, ids: Int[Tensor, " R"]) -> None:
+        """Raise where a response does not end with the reward token that the head was trained to read."""
+        if self.reward_token_id is not None and (ids != self.reward_token_id).any():
             raise ValueError(
                 f"a sequence does not end with the reward token {self.reward_token_id}, whose state is "
                 "scored: give the datamodule the response_suffix that the model was trained with"
@@ -192,7 +258,7 @@ def _saved_head(source: str) -> Tensor:
         return reward_head(source)
     index = _find(source, "model.safetensors.index.json")
     name = json.loads(Path(index).read_text())["weight_map"].get(HEAD_KEY) if index else "model.safetensors"
-    path = _find(source, name) if name else None
+    path = (_find(source, name) if name else None) or _find(source, EXTRA_FILE)
     if path:
         with safe_open(path, "pt") as tensors:
             if HEAD_KEY in set(tensors.keys()):

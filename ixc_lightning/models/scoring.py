@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of any number of responses to each prompt, every picture encoded once."""
+"""Scores of any number of responses to each prompt, every picture encoded once, every prompt read once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ixc_lightning.functional.masking import join
+from ixc_lightning.functional.packing import Trees
 from ixc_lightning.functional.rollout import take_rows
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.types import InputError, Prompts, Responses
@@ -39,14 +39,12 @@ def score_responses(
         visuals = visuals.located(prompts, judge.backbone.config)
     scores = []
     for rows in torch.arange(len(prompt_index), device=prompt_index.device).split(size):
-        index = prompt_index[rows]
-        part = Responses(responses.ids[rows], responses.mask[rows])
-        own = None if visuals is None else visuals.select(index)
-        scores.append(judge(join(take_rows(prompts, index), part), own))
-        last = part, index, own
+        places, index = prompt_index[rows].unique(return_inverse=True)
+        trees = Trees(take_rows(prompts, places), Responses(responses.ids[rows], responses.mask[rows]), index)
+        own = None if visuals is None else visuals.select(places)
+        scores.append(judge(trees, own))
     for _ in range(len(scores), passes or 0):
-        part, index, own = last
-        judge(join(take_rows(prompts, index), part), own)
+        judge(trees, own)
     return torch.cat(scores)
 
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -28,8 +30,10 @@ def shard(
     ranks; layers are gathered and computed in ``compute_dtype``, and gradients are summed in float32.
 
     A frozen vision tower and projector are left whole on every rank, in ``compute_dtype``: then a rank whose
-    batch has no picture runs the same collectives as the others. A trained tower is sharded, and every rank's
-    batches must then hold a picture.
+    batch has no picture runs the same collectives as the others. A trained tower is sharded as part of the
+    root, which every rank gathers whatever its batch holds, and each forward pass gives its weights a
+    gradient, if only 0, so that all ranks reduce the same ones. It is gathered as a whole for that, not layer
+    by layer.
 
     Args:
         root: a role that is not yet trained; the backbone itself if it has no further heads.
@@ -44,7 +48,7 @@ def shard(
     frozen = _frozen_tower(backbone)
     for module in frozen:
         module.to(device=mesh.device_type, dtype=compute_dtype)
-    for layer in backbone.decoder_layers() + ([] if frozen else backbone.vision_blocks()):
+    for layer in backbone.decoder_layers():
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     for head in exact:
         fully_shard(head, mesh=mesh, mp_policy=float32)
@@ -52,12 +56,33 @@ def shard(
     fully_shard(root, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for name in methods:
         register_fsdp_forward_method(root, name)
+    if _trained_tower(backbone):
+        # before the hooks of FSDP, which may divide the weights again
+        backbone.register_forward_hook(_with_trained_tower, prepend=True)
+
+
+def _with_trained_tower(
+    backbone: Backbone, inputs: Any, hidden: Float[Tensor, "B L D"]
+) -> Float[Tensor, "B L D"]:
+    """The hidden states plus 0 times the trained weights of tower and projector: h + Σ 0·w.
+
+    FSDP reduces the gradients that there are. Where one rank's batch has no picture, or its family leaves
+    weights of the tower unused for one, its ranks would reduce different ones, and hang or mix them up.
+    """
+    if not torch.is_grad_enabled():
+        return hidden
+    return torch.add(hidden, sum(weight.sum() for weight in _trained_tower(backbone)), alpha=0.0)
+
+
+def _trained_tower(backbone: Backbone) -> list[nn.Parameter]:
+    """The weights of vision tower and projector that are trained."""
+    roles = backbone.role_parameters()
+    return [weight for role in ("vision", "projector") for weight in roles[role] if weight.requires_grad]
 
 
 def _frozen_tower(backbone: Backbone) -> list[nn.Module]:
     """Vision tower and projector if neither is trained, else nothing."""
-    roles = backbone.role_parameters()
-    if any(parameter.requires_grad for role in ("vision", "projector") for parameter in roles[role]):
+    if _trained_tower(backbone):
         return []
     modules = backbone.role_modules()
     return modules["vision"] + modules["projector"]

@@ -39,8 +39,11 @@ class Features(NamedTuple):
         return Features(self.tokens[places], tuple(level[places] for level in self.deepstack), self.is_list)
 
 
-class Visuals(NamedTuple):
+class Visuals:
     """The pictures and clips of a batch, encoded once, to be used any number of times.
+
+    Neither tuple nor dataclass: FSDP2 looks for tensors with a gradient in those when they enter or leave a
+    sharded network, and times its collectives by them; but some ranks have pictures and others none.
 
     Attributes:
         features: what ``encode`` gave, by kind: ``image``, ``video``.
@@ -49,10 +52,18 @@ class Visuals(NamedTuple):
         counts: picture tokens of each row of the unstacked batch, by kind; None until ``located``.
     """
 
-    features: dict[str, Features]
-    grids: dict[str, Tensor]
-    times: int = 1
-    counts: dict[str, Int[Tensor, " B"]] | None = None
+    def __init__(
+        self,
+        features: dict[str, Features],
+        grids: dict[str, Tensor],
+        *,
+        times: int = 1,
+        counts: dict[str, Int[Tensor, " B"]] | None = None,
+    ) -> None:
+        self.features = features
+        self.grids = grids
+        self.times = times
+        self.counts = counts
 
     @classmethod
     def of(cls, outputs: Mapping[str, ModelOutput], grids: dict[str, Tensor]) -> Visuals:
@@ -62,7 +73,7 @@ class Visuals(NamedTuple):
     def repeat(self, times: int) -> Visuals:
         """The visuals of the batch stacked ``times`` times, all its rows and then all again, uncopied."""
         grids = {name: grid.repeat(times, *[1] * (grid.dim() - 1)) for name, grid in self.grids.items()}
-        return self._replace(grids=grids, times=self.times * times)
+        return Visuals(self.features, grids, times=self.times * times, counts=self.counts)
 
     def located(self, prompts: Prompts, config: PretrainedConfig) -> Visuals:
         """The visuals with the knowledge of which row each picture belongs to, as ``select`` needs it.
@@ -82,7 +93,7 @@ class Visuals(NamedTuple):
                     f"the prompts hold {found} {kind} tokens, but {len(features.tokens)} were encoded: "
                     "these are not the pictures of these prompts"
                 )
-        return self._replace(counts=counts)
+        return Visuals(self.features, self.grids, times=self.times, counts=counts)
 
     def select(self, rows: Int[Tensor, " rows"]) -> Visuals | None:
         """The visuals of some rows of the stacked batch, in the given order; rows may be left out or repeat.

@@ -8,19 +8,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from ixc_lightning.functional.aggregation import Aggregation, aggregate, denominator, token_weights
 from ixc_lightning.functional.policy_loss import ppo_clip_losses, ratio_statistics
 from ixc_lightning.functional.value import value_losses
 from ixc_lightning.modules.experience import Experience, Reading, in_order, shuffled
+from ixc_lightning.modules.health import Health
 from ixc_lightning.modules.networks import Networks
 from ixc_lightning.modules.pictures import Pictures
 from ixc_lightning.modules.ranks import mean_over_ranks
 from ixc_lightning.modules.reading import read_tokens, value_tokens
 from ixc_lightning.modules.tally import Tally, timed
 from ixc_lightning.rollout import Sampling, rollout_seed
-from ixc_lightning.types import InputError
 
 
 class Learning(Networks):
@@ -41,6 +42,7 @@ class Learning(Networks):
     stop_kl: float | None
     max_gradient_norm: float
     seed: int
+    health: Health
 
     def policy_losses(self, experience: Experience, reading: Reading) -> Float[Tensor, "R T"]:
         """Loss of each token; PPO's clipped one unless the algorithm has another.
@@ -112,9 +114,11 @@ class Learning(Networks):
         loss = torch.zeros((), device=self.device)
         for rows in in_order(len(minibatch.valid), self.rows_at_once, device=self.device):
             part = minibatch.rows(rows)
+            finite = torch.ones((), dtype=torch.bool, device=self.device)
             if not self.is_warming_up:
                 reading, part_loss = self.policy_part(part, pictures, total)
                 loss += part_loss
+                finite = part_loss.isfinite()
                 self.count(part, reading, [tally, drift], is_first=is_first)
             if self.critic is not None:
                 values = value_tokens(self.critic, part.rollout, pictures)
@@ -122,6 +126,8 @@ class Learning(Networks):
                 weights = token_weights(part.response_mask, "token_mean", total=tokens)
                 self.manual_backward(aggregate(losses, weights))
                 tally.add_all("value_loss", losses.detach(), part.response_mask)
+                finite = finite & losses.isfinite().all(dim=1)
+            self.health.meet(part.rollout.keys, finite)
         if not self.is_warming_up:
             tally.add("policy_loss", loss, 1.0)
 
@@ -153,18 +159,23 @@ class Learning(Networks):
                 tally.add("first_ratio", moved.ratio, moved.tokens)
 
     def update(self, tally: Tally, *, is_last: bool) -> None:
-        """Clip both gradients, then step, the critic first.
+        """Clip both gradients, then step, the critic first; neither steps where ``health`` does not allow it.
 
         Lightning counts the steps of optimisers that it has wrapped. It is to count iterations, so only the
         policy's last step goes through the wrapper. In the critic's warm-up the policy has no gradient, and
         its optimiser changes nothing.
         """
         policy, critic = self._both_optimizers(wrapped=False)
-        if critic is not None:
-            tally.add("critic_gradient_norm", self.clip("critic"), 1.0)
+        norms = {} if critic is None else {"critic": self.clip("critic")}
         if not self.is_warming_up:
-            tally.add("gradient_norm", self.clip("policy"), 1.0)
-        self.is_learning = True
+            norms["policy"] = self.clip("policy")
+        if self.health.allows(self.trainer, norms):
+            self.is_learning = True
+            for name, norm in norms.items():
+                tally.add("gradient_norm" if name == "policy" else "critic_gradient_norm", norm, 1.0)
+        else:  # without gradients the steps change nothing
+            for role in norms:
+                self.roles()[role].zero_grad()
         if critic is not None:
             critic.step()
             critic.zero_grad()
@@ -174,22 +185,11 @@ class Learning(Networks):
             policy.step()
         policy.zero_grad()
 
-    def clip(self, name: str) -> Tensor:
-        """Clip a role's gradient, and give its norm before that.
-
-        Raises:
-            InputError: it is not finite; no parameter has been changed by then.
-        """
+    def clip(self, name: str) -> Float[Tensor, ""]:
+        """Clip a role's gradient, and give its norm before that, of all ranks."""
         trained = [weight for weight in self.roles()[name].parameters() if weight.grad is not None]
         norm = clip_grad_norm_(trained, self.max_gradient_norm)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if not norm.isfinite():
-            raise InputError(
-                f"the gradient of the {name} is {norm.item()} in iteration {self.trainer.global_step}, and "
-                "was not used: resume from the last checkpoint with a lower learning rate, and see in the "
-                "log whether train/ratio, train/kl or train/value_loss grew before"
-            )
-        return norm
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _both_optimizers(self, *, wrapped: bool) -> tuple[Any, Any]:
         found = self.optimizers(use_pl_optimizer=wrapped)

@@ -15,12 +15,21 @@ from torch import Tensor
 from ixc_lightning.functional.moments import Moments, merge_moments
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.critic import Critic
+from ixc_lightning.models.one_base import Voice, is_silent, lend
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.scoring import check_suffix
+from ixc_lightning.modules.health import Health
 from ixc_lightning.modules.kl_control import KLControl
 from ixc_lightning.modules.optimisation import check_state, optimise, without_callables
 from ixc_lightning.modules.random_state import restore_random_state, save_random_state
-from ixc_lightning.modules.roles import check_speaks, frozen, placed, without_dropout
+from ixc_lightning.modules.roles import (
+    check_speaks,
+    check_unsharded,
+    frozen,
+    joined,
+    placed,
+    without_dropout,
+)
 from ixc_lightning.modules.score_scale import DomainScale
 from ixc_lightning.processors import load_processor
 from ixc_lightning.rollout import check_same_tokenizer
@@ -38,6 +47,7 @@ class Networks(L.LightningModule):
     ``OnPolicyModule`` says what the attributes are, and sets them.
     """
 
+    base: Backbone | None
     policy: Backbone | None
     reference: Backbone | None
     reward_model: RewardModel | None
@@ -50,11 +60,16 @@ class Networks(L.LightningModule):
     scheduler: LRSchedulerCallable | None
     critic_scheduler: LRSchedulerCallable | None
     kl: KLControl
+    health: Health
     score_scale: DomainScale | None
     reward_suffix: str
     compute_dtype: str
     start: dict[str, Any] | None
     is_learning: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = None
 
     @property
     def model(self) -> Backbone | None:
@@ -97,10 +112,12 @@ class Networks(L.LightningModule):
     def configure_model(self) -> None:
         """Build every role, once, and shard each where the strategy has a mesh of ranks.
 
-        Without a trainer the policy is built alone: that is all that is exported from a checkpoint.
+        A policy with adapters lends its base to all roles whose base is equal to it; the reference is that
+        base, or has the adapters that the policy starts with. Without a trainer the policy is built alone:
+        that is all that is exported from a checkpoint.
 
         Raises:
-            InputError: the policy cannot speak, or has nothing to train.
+            InputError: the policy cannot speak, or has adapters where the strategy shards.
         """
         if self.policy is not None:
             return
@@ -108,14 +125,28 @@ class Networks(L.LightningModule):
         dtype = getattr(torch, self.compute_dtype)
         policy = without_dropout(self.build_policy())
         check_speaks(policy, "policy")
+        if policy.adapter is not None:
+            check_unsharded(mesh)
+            self.base, policy = policy, lend(policy)
         self.policy = placed(policy, mesh, compute_dtype=dtype)
         if self._trainer is None:
             return
-        self.reference = placed(frozen(self.build_policy()), mesh, compute_dtype=dtype)
+        self.reference = placed(frozen(self.start_of(policy)), mesh, compute_dtype=dtype)
         if self.build_reward_model is not None:
-            self.reward_model = placed(frozen(self.build_reward_model()), mesh, compute_dtype=dtype)
+            judge = joined(frozen(self.build_reward_model()), self.base, name="reward_model")
+            self.reward_model = placed(judge, mesh, compute_dtype=dtype)
         if self.build_critic is not None:
-            self.critic = placed(without_dropout(self.build_critic()), mesh, compute_dtype=dtype)
+            critic = joined(without_dropout(self.build_critic()), self.base, name="critic")
+            self.critic = placed(critic, mesh, compute_dtype=dtype)
+        self.train(self.training)
+
+    def start_of(self, policy: Backbone) -> Backbone:
+        """What the policy says before it is trained."""
+        if self.base is None:
+            return self.build_policy()
+        if isinstance(policy, Voice) and is_silent(policy):
+            return Voice(self.base, None, head=True)
+        return joined(self.build_policy(), self.base, name="reference")
 
     def on_fit_start(self) -> None:
         """Make sure that reward model and critic read the policy's tokens and pictures as they are.
@@ -135,11 +166,17 @@ class Networks(L.LightningModule):
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
 
     def train(self, mode: bool = True) -> Networks:
-        """Set training mode, except in roles that only judge."""
+        """Set training mode, except in roles that only judge.
+
+        Where roles share a base its mode is the policy's; with every dropout at rate 0 that decides no more
+        than whether activations are kept or computed again.
+        """
         super().train(mode)
         for role in (self.reference, self.reward_model):
             if role is not None:
                 role.eval()
+        if self.base is not None:
+            self.policy.train(mode)
         return self
 
     def configure_optimizers(self) -> Any:
@@ -176,6 +213,7 @@ class Networks(L.LightningModule):
         checkpoint["hyper_parameters"] = without_callables(checkpoint.get("hyper_parameters", {}))
         checkpoint[STATE] = {**(self.start or self.steering()), "is_whole": not self.is_learning}
         save_random_state(self.trainer, checkpoint)
+        self.health.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, by name, and go on where it stood.
@@ -198,6 +236,7 @@ class Networks(L.LightningModule):
                 "checkpoint before it, or export this one and start a new run from the policy"
             )
         restore_random_state(self._trainer, checkpoint)
+        self.health.load(checkpoint)
         self.kl.coef = state["kl_coef"]
         if self.score_scale is not None:
             self.score_scale.load_state_dict(state["score_scale"])

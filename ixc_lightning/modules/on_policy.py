@@ -22,6 +22,7 @@ from ixc_lightning.models.critic import Critic
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.modules.evaluating import Evaluating
 from ixc_lightning.modules.experience import Experience
+from ixc_lightning.modules.health import Health, OnNonFinite
 from ixc_lightning.modules.kl_control import KLControl
 from ixc_lightning.modules.learning import Learning
 from ixc_lightning.modules.ranks import mean_over_ranks
@@ -47,11 +48,12 @@ class OnPolicyModule(Evaluating, Learning, ABC):
     (to the reference, nats per response) and ``kl_coef``, ``entropy`` (nats per token), ``policy_loss``
     (mean over minibatches), ``ratio``, ``first_ratio`` (of the first minibatch: 1 unless something is
     broken), ``clip_fraction``, ``approximate_kl`` (of the iteration's updates; small is healthy),
-    ``gradient_norm`` and ``critic_gradient_norm`` (before clipping), ``length`` and ``ended``, ``bad_scores``
+    ``gradient_norm`` and ``critic_gradient_norm`` (before clipping), ``length``, ``ended``, ``bad_scores``
     (share that is not a number), ``domain_score/<domain>``, ``seconds/<phase>``, ``peak_memory_gb``, with a
-    critic ``value_loss`` and ``explained_variance``. Below ``val/``, for greedy and sampled answers each:
-    ``<way>_score``, ``<way>_length``, and ``<way>_correct``, which no reward model has a say in: where the
-    score, that of the reward model alone, rises and that falls, the reward is being hacked.
+    critic ``value_loss`` and ``explained_variance``, with ``on_non_finite: skip`` ``skipped_steps``. Below
+    ``val/``, for greedy and sampled answers each: ``<way>_score``, ``<way>_length``, and ``<way>_correct``,
+    which no reward model has a say in: where the score, that of the reward model alone, rises and that falls,
+    the reward is being hacked.
 
     Args:
         policy: builds the policy with its language head, and the reference.
@@ -83,6 +85,8 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         rows_at_once: answers per rank and forward pass; null is ``minibatch_size``.
         stop_kl: passes end early once the mean ``approximate_kl`` of one is above this; null is never.
         max_gradient_norm: gradients are clipped to this norm.
+        on_non_finite: ``raise`` stops where a loss or gradient is not finite, ``skip`` leaves that step of
+            both optimisers out; either way ``non_finite.jsonl`` in the log folder lists the samples.
         seed: fixes the draws and the order of minibatches.
         compute_dtype: of sharded computation, under ``ModelParallelStrategy``.
 
@@ -120,6 +124,7 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         rows_at_once: int | None = None,
         stop_kl: float | None = None,
         max_gradient_norm: float = 1.0,
+        on_non_finite: OnNonFinite = "raise",
         seed: int = 0,
         compute_dtype: Literal["float32", "bfloat16"] = "bfloat16",
     ) -> None:
@@ -153,6 +158,7 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         self.rows_at_once = rows_at_once or minibatch_size
         self.stop_kl = stop_kl
         self.max_gradient_norm = max_gradient_norm
+        self.health = Health(on_non_finite)
         self.seed = seed
         self.compute_dtype = compute_dtype
         self.policy = self.reference = None
@@ -207,6 +213,8 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         values = tally.known_means(self.reduce)  # a domain may be without prompts
         kl = values["kl"]
         values["kl_coef"] = self.kl.coef
+        if self.health.skips:
+            values["skipped_steps"] = self.health.skipped
         if self.critic is not None:
             values["explained_variance"] = explained_variance(
                 experience.values, experience.returns, experience.response_mask

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ixc_lightning.types import InputError
 
@@ -20,20 +21,30 @@ def optimise(
     """The optimiser over all parameters that are trained, and its schedule, stepped once per optimiser step.
 
     Raises:
-        InputError: everything is frozen.
+        InputError: everything is frozen, or the optimiser cannot step sharded weights.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
-        raise InputError("freeze leaves nothing to train: take a role out of it")
+        raise InputError(
+            "freeze leaves nothing to train: take a role out of it, or give adapter where quantisation keeps "
+            "the language model as it is"
+        )
     built = optimizer(trained)
+    name = f"{type(built).__module__}.{type(built).__name__}"
+    if name.startswith("bitsandbytes.") and any(isinstance(weight.data, DTensor) for weight in trained):
+        raise InputError(
+            f"{name} cannot step weights that are sharded over ranks: name torchao.optim.AdamW8bit as the "
+            "optimizer, or give trainer.strategy auto or ddp"
+        )
     if scheduler is None:
         return {"optimizer": built}
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler(built), "interval": "step"}}
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Euclidean norm of all gradients together, before clipping."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    """Euclidean norm of all gradients together, of all ranks where they are sharded, before clipping."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def check_state(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:

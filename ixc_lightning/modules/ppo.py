@@ -17,6 +17,7 @@ from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.critic import Critic
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.modules.experience import Experience
+from ixc_lightning.modules.health import OnNonFinite
 from ixc_lightning.modules.kl_control import KLControl
 from ixc_lightning.modules.on_policy import OnPolicyModule
 from ixc_lightning.modules.score_scale import DomainScale
@@ -71,6 +72,7 @@ class PPOModule(OnPolicyModule):
         rows_at_once: int | None = None,
         stop_kl: float | None = None,
         max_gradient_norm: float = 1.0,
+        on_non_finite: OnNonFinite = "raise",
         seed: int = 0,
         compute_dtype: Literal["float32", "bfloat16"] = "bfloat16",
     ) -> None:
@@ -102,6 +104,7 @@ class PPOModule(OnPolicyModule):
             rows_at_once=rows_at_once,
             stop_kl=stop_kl,
             max_gradient_norm=max_gradient_norm,
+            on_non_finite=on_non_finite,
             seed=seed,
             compute_dtype=compute_dtype,
         )

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ixc_lightning.functional.logprobs import in_rows, token_logprobs
 from ixc_lightning.functional.masking import join
+from ixc_lightning.functional.packing import Trees
+from ixc_lightning.functional.rollout import take_rows
 from ixc_lightning.functional.sft import predicting_mask
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.critic import Critic
@@ -79,7 +81,7 @@ def values_in_parts(
 def score_in_parts(
     judge: RewardModel, rollout: Rollout, pictures: Pictures, *, size: int, suffix: Sequence[int] = ()
 ) -> Float[Tensor, " R"]:
-    """The reward model's scores as it gives them, of all answers, ``size`` at a time.
+    """The reward model's scores as it gives them, of all answers, ``size`` at a time; a prompt is read once.
 
     Args:
         judge: the reward model.
@@ -88,12 +90,14 @@ def score_in_parts(
         size: answers of one forward pass.
         suffix: tokens behind every answer, such as a reward token.
     """
-    scores = []
-    for rows in in_order(len(rollout.ended), size, device=rollout.ended.device):
-        part = select(rollout, rows)
-        visuals = pictures.of("reward_model", part.prompt_index)
-        scores.append(judge(join(part.prompts, followed(part.responses, suffix)), visuals))
-    return torch.cat(scores)
+    responses, scores = followed(rollout.responses, suffix), []
+    by_prompt = rollout.prompt_index.argsort(stable=True)  # so that the answers to a prompt share it
+    for rows in by_prompt.split(size):
+        prompts, index = rollout.prompt_index[rows].unique(return_inverse=True)
+        part = Responses(responses.ids[rows], responses.mask[rows])
+        trees = Trees(take_rows(pictures.prompts, prompts), part, index)
+        scores.append(judge(trees, pictures.of("reward_model", prompts)))
+    return torch.cat(scores)[by_prompt.argsort()]
 
 
 def followed(responses: Responses, suffix: Sequence[int]) -> Responses:

@@ -14,11 +14,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ixc_lightning.functional.masking import join, stack
+from ixc_lightning.functional.packing import pairs
 from ixc_lightning.functional.preference import centre_penalty, is_correct, pairwise_loss
 from ixc_lightning.metrics import PreferenceStatistics
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.sharding import shard
+from ixc_lightning.modules.health import Health, OnNonFinite
 from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
 from ixc_lightning.modules.random_state import restore_random_state, save_random_state
 from ixc_lightning.modules.ranks import mean_over_ranks
@@ -29,7 +30,7 @@ class RewardModule(L.LightningModule):
     """Trains a reward model on ``PreferenceBatch``es by the pairwise loss.
 
     InternLM-XComposer2.5-Reward, §3 and Eq. 1 (arXiv 2501.12368). Frozen is what the model's ``freeze`` says.
-    Each picture is encoded once for both responses.
+    Each picture is encoded once for both responses, and each prompt read once where the model ``shares``.
 
     Logs, for ``phase`` in ``train``, ``val`` and ``test``: ``phase/loss`` (nats; log 2 at the start, falling)
     and every name of ``PreferenceStatistics`` (``phase/accuracy``, ``phase/margin``, …; a
@@ -45,6 +46,9 @@ class RewardModule(L.LightningModule):
         scheduler: of the learning rate, stepped with the optimiser.
         label_smoothing: share of the preferences taken to be wrong, in [0, 0.5).
         centre_coef: multiplier of the penalty that keeps the scores around 0.
+        on_non_finite: ``raise`` stops where a loss or gradient is not finite, ``skip`` leaves that step out
+            and counts it in ``train/skipped_steps``; either way ``non_finite.jsonl`` in the log folder lists
+            the samples.
         compute_dtype: of sharded computation, under ``ModelParallelStrategy``; other strategies follow the
             trainer's precision.
     """
@@ -59,6 +63,7 @@ class RewardModule(L.LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         label_smoothing: float = 0.0,
         centre_coef: float = 0.0,
+        on_non_finite: OnNonFinite = "raise",
         compute_dtype: Literal["float32", "bfloat16"] = "bfloat16",
     ) -> None:
         super().__init__()
@@ -68,6 +73,7 @@ class RewardModule(L.LightningModule):
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
         self.centre_coef = centre_coef
+        self.health = Health(on_non_finite)
         self.compute_dtype = compute_dtype
         self.model = None
 
@@ -103,6 +109,7 @@ class RewardModule(L.LightningModule):
         # 2 prefer the chosen ones
         weights = batch.real / mean_over_ranks(batch.real.sum(), self.trainer)
         loss = self.loss(batch, chosen, rejected, weights)
+        self.health.meet(batch.keys, chosen.isfinite() & rejected.isfinite())
         # 3 log
         accuracy = torch.dot(is_correct(chosen, rejected).float(), weights)
         self.log_dict(
@@ -115,8 +122,7 @@ class RewardModule(L.LightningModule):
         """Scores of the chosen and of the rejected responses; each picture is encoded once for both."""
         assert self.model is not None
         visuals = self.model.encode(batch.prompts.media)
-        pairs = stack(join(batch.prompts, batch.chosen), join(batch.prompts, batch.rejected))
-        chosen, rejected = self.model(pairs, None if visuals is None else visuals.repeat(2)).chunk(2)
+        chosen, rejected = self.model(pairs(batch.prompts, batch.chosen, batch.rejected), visuals).chunk(2)
         return chosen, rejected
 
     def loss(
@@ -160,8 +166,13 @@ class RewardModule(L.LightningModule):
         self._log_statistics("test")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the norm of the gradient, and the statistics when it is their turn."""
-        self.log("train/gradient_norm", gradient_norm(self.parameters()))
+        """Log the norm of the gradient, and the statistics when it is their turn; see to its health."""
+        norm = gradient_norm(self.parameters())
+        self.log("train/gradient_norm", norm)
+        if not self.health.allows(self.trainer, {"model": norm}):
+            optimizer.zero_grad()  # without gradients the step changes nothing
+        if self.health.skips:
+            self.log("train/skipped_steps", float(self.health.skipped))
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_statistics("train")
 
@@ -169,11 +180,13 @@ class RewardModule(L.LightningModule):
         """Keep callables out of the file, which must load without unpickling code; add the random state."""
         checkpoint["hyper_parameters"] = without_callables(checkpoint.get("hyper_parameters", {}))
         save_random_state(self.trainer, checkpoint)
+        self.health.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, by name, and go on with its random numbers."""
         check_state(self, checkpoint)
         restore_random_state(self._trainer, checkpoint)
+        self.health.load(checkpoint)
 
     def _evaluate(self, phase: str, batch: PreferenceBatch) -> dict[str, Tensor]:
         chosen, rejected = self.score(batch)

@@ -6,11 +6,13 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ixc_lightning.models.backbone import ROLES, Backbone
 from ixc_lightning.models.critic import Critic
+from ixc_lightning.models.one_base import moved
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.sharding import shard
 from ixc_lightning.types import InputError
@@ -55,6 +57,27 @@ def placed(role: Role, mesh: DeviceMesh | None, *, compute_dtype: torch.dtype) -
     return role
 
 
+def joined(role: Role, base: Backbone | None, *, name: str) -> Role:
+    """The role on the base that others are on, if there is one and the role's own is equal to it bit for bit.
+
+    Args:
+        role: a critic, a reward model, or a reference.
+        base: whose network is shared; None if none is.
+        name: of the role, and of its adapters in the network.
+    """
+    voice = None if base is None else moved(backbone_of(role), base, name=name)
+    if voice is None:
+        return role
+    rank_zero_info(f"The {name.replace('_', ' ')} shares the base of the policy")
+    without_dropout(voice)
+    if isinstance(role, Backbone):
+        return voice
+    role.backbone = voice
+    if isinstance(role, RewardModel):
+        role.shares = False  # was found out on another network
+    return role
+
+
 def backbone_of(role: nn.Module) -> Backbone:
     """The role's backbone: a policy is one, a critic and a reward model have one."""
     backbone = role if isinstance(role, Backbone) else role.backbone
@@ -70,3 +93,16 @@ def check_speaks(policy: Backbone, name: str) -> None:
     """
     if not policy.has_head:
         raise InputError(f"the {name} has no language head, so it cannot answer: build it with head: true")
+
+
+def check_unsharded(mesh: DeviceMesh | None) -> None:
+    """Make sure that roles which share one base are not to be sharded.
+
+    Raises:
+        InputError: there is a mesh.
+    """
+    if mesh is not None:
+        raise InputError(
+            "the policy has adapters, and roles on one base cannot be sharded: give trainer.strategy auto or "
+            "ddp_find_unused_parameters_true, which keep the base on every GPU, or leave policy.adapter out"
+        )

@@ -18,6 +18,7 @@ from ixc_lightning.functional.masking import join
 from ixc_lightning.functional.sft import exact_match, predicting_mask, sft_loss, token_rows
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.sharding import shard
+from ixc_lightning.modules.health import Health, OnNonFinite
 from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
 from ixc_lightning.modules.random_state import restore_random_state, save_random_state
 from ixc_lightning.modules.ranks import mean_over_ranks
@@ -37,6 +38,9 @@ class SFTModule(L.LightningModule):
         model: builds the backbone, with its language-model head, when the trainer's devices are known.
         optimizer: over the parameters that are trained.
         scheduler: of the learning rate, stepped with the optimiser.
+        on_non_finite: ``raise`` stops where a loss or gradient is not finite, ``skip`` leaves that step out
+            and counts it in ``train/skipped_steps``; either way ``non_finite.jsonl`` in the log folder lists
+            the samples.
         compute_dtype: of sharded computation, under ``ModelParallelStrategy``; other strategies follow the
             trainer's precision.
     """
@@ -49,6 +53,7 @@ class SFTModule(L.LightningModule):
         *,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
+        on_non_finite: OnNonFinite = "raise",
         compute_dtype: Literal["float32", "bfloat16"] = "bfloat16",
     ) -> None:
         super().__init__()
@@ -56,6 +61,7 @@ class SFTModule(L.LightningModule):
         self.build = model
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.health = Health(on_non_finite)
         self.compute_dtype = compute_dtype
         self.model = None
 
@@ -83,6 +89,7 @@ class SFTModule(L.LightningModule):
         # 2 compare, each token of all ranks with the same weight
         counted = token_rows(response_mask, batch.real)
         loss = sft_loss(logits, targets, weights=counted / mean_over_ranks(counted.sum(), self.trainer))
+        self.health.meet(batch.keys, loss.isfinite())
         # 3 log
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.keys))
         return loss
@@ -107,18 +114,25 @@ class SFTModule(L.LightningModule):
         self._evaluate("test", batch)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the norm of the gradient."""
-        self.log("train/gradient_norm", gradient_norm(self.parameters()))
+        """Log the norm of the gradient, and see to its health."""
+        norm = gradient_norm(self.parameters())
+        self.log("train/gradient_norm", norm)
+        if not self.health.allows(self.trainer, {"model": norm}):
+            optimizer.zero_grad()  # without gradients the step changes nothing
+        if self.health.skips:
+            self.log("train/skipped_steps", float(self.health.skipped))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep callables out of the file, which must load without unpickling code; add the random state."""
         checkpoint["hyper_parameters"] = without_callables(checkpoint.get("hyper_parameters", {}))
         save_random_state(self.trainer, checkpoint)
+        self.health.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, by name, and go on with its random numbers."""
         check_state(self, checkpoint)
         restore_random_state(self._trainer, checkpoint)
+        self.health.load(checkpoint)
 
     def _evaluate(self, phase: str, batch: InstructionBatch) -> None:
         logits, targets, response_mask = self.predict_responses(batch)

@@ -143,7 +143,7 @@ def test_a_gpu_where_there_is_none_is_named_with_what_to_give_instead(fails, tin
         (["nonsense"], "there is no command 'nonsense'"),
         (["convert", "nonsense"], "there is no converter 'nonsense'; there are: "),
         (["export", "/nowhere/last.ckpt", "out"], "there is no checkpoint /nowhere/last.ckpt"),
-        (["export", "tests", "out"], "consolidate_checkpoint tests"),
+        (["export", "tests", "out"], "tests is no sharded checkpoint"),
         (["export", "README.md", "out"], "README.md cannot be read as a checkpoint"),
     ],
 )

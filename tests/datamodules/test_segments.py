@@ -97,6 +97,4 @@ def test_batches_of_a_loader_stay_what_they_are_as_long_as_they_are_held(held):
             kept = [*kept, batch][-held - 1 :]
             for one in kept:
                 assert torch.equal(one["pixels"], Batches()[one["index"]]["pixels"])
-    assert batch["segments"] <= PREFETCHED + held + 2, (
-        "the worker made a new one for most of its batches"
-    )
+    assert batch["segments"] <= PREFETCHED + held + 2, "the worker made a new one for most of its batches"

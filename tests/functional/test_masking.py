@@ -12,7 +12,6 @@ from ixc_lightning.functional.masking import (
     last_pool,
     mean_pool,
     pad_left,
-    stack,
     token_pool,
 )
 from ixc_lightning.types import Prompts, Responses
@@ -70,21 +69,6 @@ def test_join_refuses_different_numbers_of_rows():
     _, responses = _batch([([1], [2])])
     with pytest.raises(ValueError, match="2 prompts"):
         join(prompts, responses)
-
-
-def test_stack_keeps_the_rows_and_fills_the_shorter_batch():
-    short, long = join(*_batch([([1], [2])])), join(*_batch([([3, 4], [5, 6])]))
-    both = stack(short, long)
-    assert both.ids.tolist() == [[1, 2, 0, 0], [3, 4, 5, 6]]
-    assert both.mask.tolist() == [[True, True, False, False], [True] * 4]
-    assert both.response_mask.tolist() == [[False, True, False, False], [False, False, True, True]]
-    assert both.token_types["token_type_ids"].tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]
-
-
-def test_stack_refuses_other_token_types():
-    first = join(*_batch([([1], [2])]))
-    with pytest.raises(ValueError, match="token types"):
-        stack(first, first._replace(token_types={}))
 
 
 def test_mean_pool_by_hand():

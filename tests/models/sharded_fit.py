@@ -38,14 +38,16 @@ class Gloo(ModelParallelStrategy):
 
 
 class Notes(Callback):
-    """Keeps the mean loss of all ranks at every step."""
+    """Keeps the mean loss of all ranks, and the norm of the gradient, at every step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.norms: list[float] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         loss = outputs["loss"].detach()
         self.losses.append(trainer.strategy.reduce(loss, reduce_op="mean").item())
+        self.norms.append(trainer.logged_metrics["train/gradient_norm"].item())
 
 
 def ordered(data: L.LightningDataModule, part: slice) -> None:
@@ -58,7 +60,7 @@ def ordered(data: L.LightningDataModule, part: slice) -> None:
         media = [index for index, kind in enumerate(kinds) if kind != "text"]
         turns = [index for pair in zip(text, media, strict=False) for index in pair]
         steps = [turns[start : start + PER_STEP] for start in range(0, 2 * STEPS * PER_STEP, PER_STEP)]
-        order = [step[part] for step in steps]
+        order = [step[part] for step in steps] * 10
         return DataLoader(dataset, batch_sampler=order, collate_fn=data.collator())
 
     data.train_dataloader = loader
@@ -69,6 +71,8 @@ def main(options: dict[str, Any]) -> None:
     out, digits, model = Path(options["out"]), Path(options["data"]), options["model"]
     reward = options["task"] == "reward"
     turns = [slice(0, None, 2), slice(1, None, 2)]  # text, and pictures
+    freeze = {"freeze": options.get("freeze", ["vision", "projector"])}
+    own_steps = options.get("steps", STEPS)
 
     def fit(steps: int, checkpoint: Path | None = None) -> tuple[L.Trainer, Any, Notes]:
         torch.manual_seed(0)
@@ -76,10 +80,12 @@ def main(options: dict[str, Any]) -> None:
         optimizer = partial(torch.optim.AdamW, lr=1e-2, eps=1e-3)
         dtype = options.get("compute_dtype", "float32")
         if reward:
-            module = RewardModule(partial(RewardModel, model), optimizer=optimizer, compute_dtype=dtype)
+            module = RewardModule(
+                partial(RewardModel, model, **freeze), optimizer=optimizer, compute_dtype=dtype
+            )
             data = preference_data(digits, model, val=None)
         else:
-            build = partial(Backbone, model, head=True)
+            build = partial(Backbone, model, head=True, **freeze)
             module = SFTModule(build, optimizer=optimizer, compute_dtype=dtype)
             data = instruction_data(digits, model, val=None)
         ordered(data, turns[rank] if world > 1 else slice(None))
@@ -97,7 +103,7 @@ def main(options: dict[str, Any]) -> None:
         run.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         return run, (module, data), notes
 
-    run, (module, data), notes = fit(STEPS)
+    run, (module, data), notes = fit(own_steps)
     batch = next(iter(data.train_dataloader()))
     with torch.no_grad():
         output = module.score(batch)[0] if reward else sft_loss(*module.predict_responses(batch)[:2])
@@ -110,14 +116,16 @@ def main(options: dict[str, Any]) -> None:
     result = {
         "steps": STEPS,
         "losses": notes.losses,
+        "norms": notes.norms,
         "text_only_ranks": text_only,
         "output_dtype": str(output.dtype),
         "sharded": [name for name, p in module.named_parameters() if isinstance(p.data, DTensor)],
         "weight_dtypes": sorted({str(p.dtype) for p in module.parameters() if p.requires_grad}),
     }
     run.save_checkpoint(out / "last.ckpt")
-    if world > 1 and reward:
-        result["resumed_step"] = fit(STEPS + 1, out / "last.ckpt")[0].global_step
+    if "resume_from" in options:
+        again = fit(STEPS + 2, out / options["resume_from"])
+        result["resumed_step"], result["resumed_losses"] = again[0].global_step, again[2].losses
     if rank == 0:
         (out / "result.json").write_text(json.dumps(result))
 

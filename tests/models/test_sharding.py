@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ixc_lightning.cli.consolidate import consolidate, read_sharded
 from ixc_lightning.models import Backbone, RewardModel
 
 RTOL, ATOL = 1e-4, 1e-5  # float32, gradients summed over ranks in another order
-LIMIT = 120  # seconds; the two processes give up on each other well before
+FEW, MANY = 3, 50  # steps
+LIMIT = 300  # seconds; the two processes give up on each other well before
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
@@ -55,10 +57,16 @@ def _assert_same(first, second):
 
 @pytest.fixture(scope="module")
 def reward_runs(digits, tiny_folder, tmp_path_factory):
-    """The same fit of a reward model on one process and on two; rank 0 of two meets text only."""
+    """The same fit of a reward model on one process and on two; rank 0 of two meets text only.
+
+    Both are then resumed from the checkpoint of the two, of which the one process gets a single file.
+    """
     folder = tmp_path_factory.mktemp("reward")
     options = {"task": "reward", "data": str(digits), "model": str(tiny_folder)}
-    return [_run(folder, world=world, **options) for world in (1, 2)]
+    two = _run(folder, world=2, **options, resume_from="last.ckpt")
+    consolidate(str(two[0] / "last.ckpt"), str(folder / "one.ckpt"))
+    one = _run(folder, world=1, **options, resume_from=str(folder / "one.ckpt"))
+    return one, two
 
 
 def test_losses_of_two_ranks_equal_those_of_one_process_on_mixed_batches(reward_runs):
@@ -86,8 +94,44 @@ def test_the_frozen_tower_is_whole_on_every_rank_and_the_rest_is_divided(reward_
     assert {"model.score.weight", "model.backbone.model.language_model.embed_tokens.weight"} <= sharded
 
 
-def test_a_sharded_run_is_resumed_from_its_own_checkpoint(reward_runs):
-    assert reward_runs[1][1]["resumed_step"] == reward_runs[1][1]["steps"] + 1
+def test_the_gradient_norms_of_two_ranks_equal_those_of_one_process(reward_runs):
+    (_, one), (_, two) = reward_runs
+    assert len(one["norms"]) == one["steps"]
+    assert two["norms"] == pytest.approx(one["norms"], rel=RTOL)
+
+
+def test_a_checkpoint_of_two_ranks_is_resumed_by_two_and_by_one_alike(reward_runs):
+    (_, one), (_, two) = reward_runs
+    assert one["resumed_step"] == two["resumed_step"] == two["steps"] + 2
+    assert len(one["resumed_losses"]) == 2
+    assert one["resumed_losses"] == pytest.approx(two["resumed_losses"], rel=RTOL, abs=ATOL)
+    assert one["resumed_losses"] != pytest.approx(
+        one["losses"][:2], rel=RTOL
+    )  # of the same batches, at the start
+
+
+def test_a_sharded_checkpoint_is_exported_without_the_ranks_that_wrote_it(reward_runs, tiny_folder, tmp_path):
+    out = reward_runs[1][0]
+    saved = read_sharded(out / "last.ckpt", only_weights=True)
+    exported = RewardModel.from_pretrained(out / "export").state_dict()
+    _assert_same(
+        {name.removeprefix("model."): value for name, value in saved["state_dict"].items()}, exported
+    )
+    assert "optimizer_states" not in saved
+
+
+@pytest.mark.parametrize("task", ["reward", "sft"])
+def test_a_trained_tower_learns_from_one_rank_s_pictures_beside_a_rank_of_text_alone(
+    task, digits, tiny_folder, tmp_path
+):
+    options = {"task": task, "data": str(digits), "model": str(tiny_folder), "freeze": []}
+    _, one = _run(tmp_path, world=1, **options, steps=FEW)
+    _, two = _run(tmp_path, world=2, **options, steps=MANY)
+    assert two["text_only_ranks"] == [True, False]
+    assert any("vision" in name for name in two["sharded"])
+    assert len(two["losses"]) == MANY
+    assert two["losses"][:FEW] == pytest.approx(one["losses"], rel=RTOL, abs=ATOL)
+    assert two["norms"][:FEW] == pytest.approx(one["norms"], rel=RTOL)
 
 
 @pytest.mark.parametrize("task", ["reward", "sft"])

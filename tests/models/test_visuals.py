@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ixc_lightning.models import Visuals
 from ixc_lightning.types import InputError
 from tests.families import KINDS, assert_close, collate, run
 
@@ -100,7 +101,7 @@ def test_the_gradient_of_a_selected_picture_reaches_its_own_pixels(tiny, family)
     visuals = it.backbone.encode(batch.media).located(batch, it.backbone.config)
     leaf = visuals.features["image"].tokens.clone().requires_grad_()
     features = {"image": visuals.features["image"]._replace(tokens=leaf)}
-    selected = visuals._replace(features=features).select(torch.tensor([1, 1]))
+    selected = Visuals(features, visuals.grids, counts=visuals.counts).select(torch.tensor([1, 1]))
     selected.features["image"].tokens.sum().backward()
     first = int(visuals.counts["image"][0])
     assert not leaf.grad[:first].any()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of on-policy training that ``test_sharded`` starts, alone or together with a second one.
 
-Rank 0 has more prompts than rank 1, and other pictures. One process alone has the prompts of both.
+Rank 0 has more prompts than rank 1, and other pictures; or text alone, where the towers are trained. One
+process alone has the prompts of both.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,7 @@ from tests.modules.policies import Share, same_judge
 from tests.rollout.prompts import prompt_batch
 
 PARTS = (["text", "image", "images"], ["video"])
+TEXT_AND_PICTURES = (["text", "text"], ["image", "images"])
 STEPS = 2
 TOKENS = 5
 VOCABULARY = 60  # of the replayed tokens; every tiny tokenizer has more
@@ -63,17 +66,25 @@ class Replay:
 
 
 class Prompts(L.LightningDataModule):
-    """In every step the prompts of the given parts."""
+    """In every step the prompts of the given parts.
 
-    def __init__(self, model: str, parts: list[int]) -> None:
+    Args:
+        model: folder of the policy.
+        kinds: of prompts, for each part.
+        parts: those of this process.
+        steps: how many there are.
+    """
+
+    def __init__(self, model: str, kinds: Sequence[list[str]], parts: list[int], *, steps: int) -> None:
         super().__init__()
+        self.kinds, self.steps = kinds, steps
         self.encoder = Encoder(AutoProcessor.from_pretrained(model))
         self.domains = ["few", "many"]
         self.parts = parts
 
     def batch(self, step: int) -> PromptBatch:
         """The prompts of a step, other ones in each."""
-        places = [(part, row, kind) for part in self.parts for row, kind in enumerate(PARTS[part])]
+        places = [(part, row, kind) for part in self.parts for row, kind in enumerate(self.kinds[part])]
         seeds = [100 * step + 10 * part + row for part, row, _ in places]
         made = [
             sample(self.encoder.processor, one[2], seed=seed) for one, seed in zip(places, seeds, strict=True)
@@ -84,7 +95,7 @@ class Prompts(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """All steps."""
-        return DataLoader([self.batch(step) for step in range(2 * STEPS)], batch_size=None)
+        return DataLoader([self.batch(step) for step in range(self.steps)], batch_size=None)
 
     def val_dataloader(self) -> Any:
         """A step of its own."""
@@ -105,25 +116,31 @@ def main(options: dict[str, Any]) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     out, model = Path(options["out"]), options["model"]
     kind = getattr(modules, options["kind"])
+    trains_tower = options.get("trains_tower", False)
+    steps_of_run = options.get("steps", STEPS)
+    freeze = {"freeze": [] if trains_tower else ["vision", "projector"]}
+    kinds = TEXT_AND_PICTURES if trains_tower else PARTS
+    # With trained towers the policy itself answers, the likeliest tokens: ranks draw by their own seeds.
+    answering: dict[str, Any] = {"sampling": Sampling(n=1, max_tokens=3, greedy=True), "critic_warmup": 1}
+    replaying: dict[str, Any] = {"sampling": Sampling(n=2, max_tokens=TOKENS), "engine": Replay()}
 
     def fit(steps: int, checkpoint: Path | None = None) -> tuple[L.Trainer, Any, Notes]:
         torch.manual_seed(0)
         # A large ε: gradients that are zero but for rounding must not become whole steps.
         optimizer = partial(torch.optim.AdamW, lr=1e-2, eps=1e-3)
-        critic = {"critic": partial(Critic, model, head="zero"), "critic_optimizer": optimizer}
+        critic = {"critic": partial(Critic, model, head="zero", **freeze), "critic_optimizer": optimizer}
         module = kind(
-            partial(Backbone, model, head=True),
+            partial(Backbone, model, head=True, **freeze),
             **(critic if issubclass(kind, modules.PPOModule) else {}),
-            reward_model=partial(same_judge, model),
+            reward_model=None if trains_tower else partial(same_judge, model),
             verifiers=[modules.WeightedVerifier(Share())],
             optimizer=optimizer,
-            engine=Replay(),
             kl=modules.AdaptiveKL(0.05, target=0.01, horizon=20),
-            score_scale=modules.DomainScale(),
-            sampling=Sampling(n=2, max_tokens=TOKENS),
+            score_scale=None if trains_tower else modules.DomainScale(),
+            **(answering if trains_tower else replaying),
             minibatch_size=64,
-            rows_at_once=2,
-            epochs=2,
+            rows_at_once=64 if trains_tower else 2,
+            epochs=1 if trains_tower else 2,
             compute_dtype="float32",
         )
         strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1, timeout=TIMEOUT)
@@ -135,15 +152,14 @@ def main(options: dict[str, Any]) -> None:
             devices=world,
             inference_mode=False,
             use_distributed_sampler=False,
-            val_check_interval=STEPS,
+            val_check_interval=steps_of_run,
             callbacks=[notes],
         )
-        run.fit(
-            module, Prompts(model, [rank] if world > 1 else [0, 1]), ckpt_path=checkpoint, weights_only=True
-        )
+        data = Prompts(model, kinds, [rank] if world > 1 else [0, 1], steps=2 * steps_of_run)
+        run.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         return run, module, notes
 
-    run, module, notes = fit(STEPS)
+    run, module, notes = fit(steps_of_run)
     for part in module.modules():
         if hasattr(part, "reshard"):
             part.reshard()
@@ -153,10 +169,12 @@ def main(options: dict[str, Any]) -> None:
         "validation": {name: float(value) for name, value in run.callback_metrics.items() if "val/" in name},
         "sharded": sum(isinstance(weight.data, DTensor) for weight in module.parameters()),
         "kl_coef": module.kl.coef,
-        "scale": module.score_scale.state_dict(),
+        "scale": {} if trains_tower else module.score_scale.state_dict(),
     }
-    run.save_checkpoint(out / "last.ckpt")
-    result["resumed_step"] = fit(STEPS + 1, out / "last.ckpt")[0].global_step
+    if not trains_tower:
+        run.save_checkpoint(out / "last.ckpt")
+        again = fit(steps_of_run + 1, out / options["resume_from"])
+        result["resumed_step"], result["resumed"] = again[0].global_step, again[2].logged
     if rank == 0:
         torch.save(state, out / "state.pt")
         (out / "result.json").write_text(json.dumps(result))

@@ -111,9 +111,9 @@ def test_every_picture_is_encoded_once_and_every_response_scored_once(judge, fil
         encoded.append({name: len(tensor) for name, tensor in media.items()})
         return encode(self, media)
 
-    def count_responses(self, sequences, visuals):
-        scored.append(len(sequences.ids))
-        return forward(self, sequences, visuals)
+    def count_responses(self, trees, visuals):
+        scored.append(len(trees.prompt_index))
+        return forward(self, trees, visuals)
 
     monkeypatch.setattr(RewardModel, "encode", count_pictures)
     monkeypatch.setattr(RewardModel, "forward", count_responses)

@@ -79,7 +79,7 @@ def test_the_logged_policy_loss_is_the_mean_of_what_the_minibatches_minimised(
     assert run.logged_metrics["train/policy_loss"] == pytest.approx(sum(losses) / 2, abs=SAME)
 
 
-def test_a_gradient_that_is_not_finite_names_role_and_iteration_and_changes_nothing(
+def test_a_gradient_that_is_not_finite_names_role_and_step_and_changes_nothing(
     digits, tiny_folder, tmp_path
 ):
     class Broken(PPOModule):
@@ -87,7 +87,7 @@ def test_a_gradient_that_is_not_finite_names_role_and_iteration_and_changes_noth
             return super().policy_losses(experience, reading) * float("inf")
 
     module, start = on_policy(Broken, tiny_folder), Start()
-    with pytest.raises(InputError, match=r"the gradient of the policy is (nan|inf) in iteration 0"):
+    with pytest.raises(InputError, match=r"the gradient of the policy is (nan|inf) in step 0"):
         fit(module, digits, tiny_folder, tmp_path, callbacks=[start])
     for name, value in module.state_dict().items():
         assert torch.equal(value, start.state[name]), name  # not even the critic, whose gradient was finite

@@ -5,7 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD
 
 from ixc_lightning.modules import WarmupLinearLR
@@ -70,3 +72,25 @@ def test_a_checkpoint_whose_weights_a_sharding_strategy_has_loaded_is_taken():
 
 def test_callables_are_left_out_of_saved_settings():
     assert without_callables({"a": 1, "optimizer": OPTIMIZER, "b": None}) == {"a": 1, "b": None}
+
+
+@pytest.fixture
+def mesh():
+    """A mesh of one rank."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def test_an_optimiser_that_cannot_step_sharded_weights_is_refused_and_one_that_can_is_not(mesh):
+    from bitsandbytes.optim import AdamW8bit as PlainWeights
+    from torchao.optim import AdamW8bit as AnyWeights
+
+    model = nn.Linear(4, 4)
+    optimise(model.parameters(), PlainWeights, None)
+    fully_shard(model, mesh=mesh)
+    with pytest.raises(
+        InputError, match=r"bitsandbytes.*AdamW8bit cannot step weights that are sharded.*torchao"
+    ):
+        optimise(model.parameters(), PlainWeights, None)
+    optimise(model.parameters(), AnyWeights, None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from ixc_lightning.models.families.base import Family
+from ixc_lightning.models.families.gemma3 import Gemma3
 from ixc_lightning.models.families.llava_onevision import LlavaOnevision
 from ixc_lightning.models.families.mrope import Mrope
 
@@ -20,4 +21,5 @@ def family_of(base: PreTrainedModel) -> Family:
     """The family of a base model of transformers, told by what the model can do wherever possible."""
     if hasattr(base, "get_rope_index"):
         return Mrope()
-    return LlavaOnevision() if base.config.model_type == "llava_onevision" else Family()
+    special = {"llava_onevision": LlavaOnevision, "gemma3": Gemma3}
+    return special.get(base.config.model_type, Family)()

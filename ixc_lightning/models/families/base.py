@@ -79,6 +79,13 @@ class Family:
         """Position ids that count real tokens from 0, so that padding on either side leaves them alone."""
         return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
+    def blocks(self, token_types: Mapping[str, Int[Tensor, "1 L"]]) -> Int[Tensor, " L"] | None:
+        """Number of the block of each token, −1 for none, whose tokens see each other in both directions.
+
+        None where every token sees only those before it.
+        """
+        return None
+
     def logits(self, network: PreTrainedModel, hidden: Float[Tensor, "*L D"]) -> Float[Tensor, "*L V"]:
         """Apply the language head, and the soft cap c·tanh(z / c) where the text config has one."""
         logits = network.get_output_embeddings()(hidden)
