@@ -10,6 +10,7 @@ from ixc_lightning.cli.main import main
 from ixc_lightning.cli.recipes import packaged_recipes
 from ixc_lightning.models import Backbone, LoRA, RewardModel
 from ixc_lightning.models.critic import Critic
+from ixc_lightning.models.internlm_xcomposer2 import InternLMXComposer2Config
 from ixc_lightning.modules.roles import backbone_of
 
 PAPER = "recipes/paper/reward.yaml"
@@ -107,9 +108,7 @@ def test_the_paper_s_recipe_shards_and_computes_in_bfloat16_over_float32_weights
     assert module["model"]["init_args"]["dtype"] == "float32"
 
 
-@pytest.fixture(scope="module")
-def full_size(tmp_path_factory):
-    """A folder with the config of the 7B model that the paper's recipes name."""
+def _qwen():
     text = {
         "hidden_size": 3584,
         "intermediate_size": 18944,
@@ -119,8 +118,16 @@ def full_size(tmp_path_factory):
         "vocab_size": 152064,
     }
     vision = {"depth": 32, "hidden_size": 1280, "out_hidden_size": 3584}
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+
+
+@pytest.fixture(
+    scope="module", params=[InternLMXComposer2Config, _qwen], ids=["internlm_xcomposer2", "qwen2_5_vl"]
+)
+def full_size(request, tmp_path_factory):
+    """A folder with the config of a 7B model that the recipes name."""
     folder = tmp_path_factory.mktemp("7b")
-    Qwen2_5_VLConfig(text_config=text, vision_config=vision).save_pretrained(folder)
+    request.param().save_pretrained(folder)
     return {"source": str(folder), "weights": "random"}
 
 
