@@ -2,7 +2,7 @@
 #
 #   make quickstart   train and evaluate a small reward model on this machine's CPU; OUT=folder for another place
 #   make test         the quick tests, in two processes; JOBS=8 where there are more cores
-#   make test-slow    the tests marked slow
+#   make test-slow    the tests marked slow, in two processes too
 #   make lint         ruff, and mypy on the tree as it is shipped
 #   make wheel-test   build the wheel, install it apart, run it from another directory
 #   make install      everything a developer needs, in .venv
@@ -31,7 +31,7 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed-dev
-	$(PY) -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
 
 # Analysers do not follow the package map of an editable installation, so mypy reads an installed copy.
 lint: $(VENV)/.installed-dev

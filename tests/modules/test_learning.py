@@ -79,9 +79,7 @@ def test_the_logged_policy_loss_is_the_mean_of_what_the_minibatches_minimised(
     assert run.logged_metrics["train/policy_loss"] == pytest.approx(sum(losses) / 2, abs=SAME)
 
 
-def test_a_gradient_that_is_not_finite_names_role_and_step_and_changes_nothing(
-    digits, tiny_folder, tmp_path
-):
+def test_a_gradient_that_is_not_finite_names_role_and_step_and_changes_nothing(digits, tiny_folder, tmp_path):
     class Broken(PPOModule):
         def policy_losses(self, experience, reading):
             return super().policy_losses(experience, reading) * float("inf")
