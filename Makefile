@@ -3,6 +3,7 @@
 #   make quickstart   train and evaluate a small reward model on this machine's CPU; OUT=folder for another place
 #   make test         the quick tests, in two processes; JOBS=8 where there are more cores
 #   make test-slow    the tests marked slow, in two processes too
+#   make benchmarks   compare this package with plain ways, on a quiet machine, for hours; fills the tables of docs/benchmarks.md
 #   make lint         ruff, and mypy on the tree as it is shipped
 #   make wheel-test   build the wheel, install it apart, run it from another directory
 #   make install      everything a developer needs, in .venv
@@ -19,7 +20,7 @@ ROOT := $(CURDIR)
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: install quickstart test test-slow lint wheel-test clean
+.PHONY: install quickstart test test-slow benchmarks lint wheel-test clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed-dev
@@ -32,6 +33,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
+
+benchmarks: $(VENV)/.installed-dev
+	set -e; for name in pair_forward best_of_n scoring ppo_step data_throughput data_scale; do $(PY) benchmarks/$$name.py; done
+	$(PY) benchmarks/tables.py
 
 # Analysers do not follow the package map of an editable installation, so mypy reads an installed copy.
 lint: $(VENV)/.installed-dev

@@ -36,11 +36,12 @@ class GoneError(Exception):
 
 
 class _Body:
-    """What has come of a body, and the bytes for which it is held to account."""
+    """What has come of a body, whether that is all, and the bytes for which it is held to account."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.size = 0
+        self.is_whole = False
 
     def add(self, part: bytes) -> None:
         self.parts.append(part)
@@ -119,7 +120,7 @@ class Guard:
                     await self._read(receive, body)
                 except RefusedError:
                     self._release(body)
-                    await self._drain(receive, headers)
+                    await self._drain(receive, headers, body)
                     raise
         except TimeoutError:
             raise RefusedError(408, f"the request did not arrive within {self.seconds:g} s") from None
@@ -138,9 +139,8 @@ class Guard:
         return RefusedError(413, f"the body has more than {self.max_body_bytes:,} bytes; send less at once")
 
     async def _read(self, receive: Receive, body: _Body) -> None:
-        is_whole = False
-        while not is_whole:
-            part, is_whole = await _part(receive)
+        while not body.is_whole:
+            part, body.is_whole = await _part(receive)
             self.held_bytes += len(part)
             body.add(part)
             if body.size > self.max_body_bytes:
@@ -153,12 +153,13 @@ class Guard:
         body.size = 0
         body.parts.clear()
 
-    async def _drain(self, receive: Receive, headers: Mapping[str, str]) -> None:
+    async def _drain(self, receive: Receive, headers: Mapping[str, str], body: _Body) -> None:
+        """Take what the caller still sends of a body, or it would not read the answer."""
         if headers.get("expect", "").lower() == "100-continue":
             return  # the body was never sent
-        left, is_whole = DRAINED_BODIES * self.max_body_bytes, False
-        while not is_whole and left > 0:
-            part, is_whole = await _part(receive)
+        left = DRAINED_BODIES * self.max_body_bytes
+        while not body.is_whole and left > 0:
+            part, body.is_whole = await _part(receive)
             left -= len(part)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sharded checkpoint becomes one file, and nothing in it is run."""
 
+import io
 import os
 import pickle
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from ixc_lightning.cli.consolidate import as_file, consolidate, read_sharded
+from ixc_lightning.cli.consolidate import _Unpickler, as_file, consolidate, read_sharded
 from ixc_lightning.cli.main import main
 from ixc_lightning.types import InputError
 from tests.cli.commands import words
@@ -83,6 +84,25 @@ def test_nothing_that_a_checkpoint_holds_is_run(place, sharded, tmp_path):
     with pytest.raises(InputError, match=r"cannot be read: .*, or holds more than plain data"):
         read_sharded(folder)
     assert not (tmp_path / "harm").exists()
+
+
+class Found:
+    """Is saved as ``getattr`` of something and a name, as some versions of Python save enumerations."""
+
+    def __init__(self, owner, name):
+        self.call = getattr, (owner, name)
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_the_members_of_enumerations_are_all_that_an_index_may_look_up():
+    kind = dcp.metadata._MEM_FORMAT_ENCODING
+    member = next(iter(kind))
+    assert _Unpickler(io.BytesIO(pickle.dumps(Found(kind, member.name)))).load() is member
+    properties = dcp.metadata.TensorProperties
+    with pytest.raises(pickle.UnpicklingError, match="create_from_tensor"):
+        _Unpickler(io.BytesIO(pickle.dumps(Found(properties, "create_from_tensor")))).load()
 
 
 @pytest.mark.parametrize("missing", ["meta.pt", ".metadata"])

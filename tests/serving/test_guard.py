@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Callers who are slow, leave, send too much or come in crowds: they get a reason, and hold nobody up."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ixc_lightning.serving.guard import Guard
 from tests.serving.records import said
 from tests.serving.service import serving, until
 
@@ -127,6 +129,28 @@ def test_bodies_take_no_more_memory_together_than_they_may(gated):
         gated.gate.set()
         assert [one.result().status_code for one in held] == [200, 200]
         assert client.post("/score", content=body, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("limits", "status"), [((100, 1000), 413), ((1000, 100), 503)])
+def test_a_refused_body_that_has_come_whole_is_answered_at_once(limits, status):
+    sent, parts = [], [{"type": "http.request", "body": b" " * 500, "more_body": False}]
+
+    async def receive():
+        return parts.pop() if parts else await asyncio.Event().wait()  # the caller waits for the answer
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        pytest.fail("the request was let through")
+
+    own, held = limits
+    guard = Guard(app, token="", open_paths=(), max_body_bytes=own, max_held_bytes=held, seconds=SOON)
+    start = time.monotonic()
+    asyncio.run(guard({"type": "http", "path": "/score", "headers": []}, receive, send))
+    assert sent[0]["status"] == status
+    assert time.monotonic() - start < SOON / 2
+    assert guard.held_bytes == 0
 
 
 @pytest.mark.parametrize("is_announced", [True, False])
