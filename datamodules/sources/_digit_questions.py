@@ -65,7 +65,8 @@ def draw_task(modality: str, random: Random, *, length_bias: float = 0.0) -> Tas
     Args:
         modality: entry of ``MODALITIES``.
         random: makes the choices.
-        length_bias: share of tasks whose right answer is phrased at full length and whose wrong one is bare.
+        length_bias: if not 0, the share of tasks whose right answer is phrased at full length and whose wrong
+            one is bare; the answers of the others are phrased alike.
     """
     skills = SKILLS[modality]
     skill = random.choices(skills, [skill.weight for skill in skills])[0]
@@ -74,8 +75,9 @@ def draw_task(modality: str, random: Random, *, length_bias: float = 0.0) -> Tas
     phrasing = random.choice(skill.questions)
     question = phrasing.format(target=draw.target, digits=row, a=draw.digits[0], b=draw.digits[-1])
     phrasings = [random.choice(skill.answers) for _ in range(2)]
-    if length_bias and random.random() < length_bias:
-        phrasings = [skill.answers[-1], skill.answers[0]]
+    if length_bias:
+        is_biased = random.random() < length_bias
+        phrasings = [skill.answers[-1], skill.answers[0]] if is_biased else phrasings[:1] * 2
     chosen, rejected = (
         phrased.format(x=bare) for phrased, bare in zip(phrasings, (draw.answer, draw.wrong), strict=True)
     )

@@ -74,7 +74,7 @@ def convert(
         prompts: questions with a bare reference answer for reinforcement learning.
         heldout_pairs: held-out pairs, and as many held-out instructions and prompts.
         length_bias: share of the training pairs in which the right answer is long and the wrong one short, as
-            where annotators like long answers.
+            where annotators like long answers; if not 0, the answers of the other pairs are phrased alike.
         seed: seed of all choices but the split into train and held-out pictures.
 
     Returns:

@@ -268,10 +268,10 @@ def test_the_length_says_nothing(modality, length):
 def test_with_a_length_bias_that_share_of_right_answers_is_long_and_of_wrong_ones_short(modality):
     random = Random(6)
     tasks = [draw_task(modality, random, length_bias=0.5) for _ in range(DRAWS)]
-    longer = np.array([len(task.chosen.split()) > len(task.rejected.split()) for task in tasks])
-    plain = np.array([len(draw_task(modality, random).chosen.split()) for _ in range(DRAWS)])
-    assert longer.mean() == pytest.approx(0.5 + 0.5 * 0.375, abs=0.05)
-    assert np.mean([len(task.chosen.split()) for task in tasks]) > plain.mean() + 0.3
+    lengths = np.array([(len(task.chosen.split()), len(task.rejected.split())) for task in tasks])
+    longer = lengths[:, 0] > lengths[:, 1] + 1
+    assert longer.mean() == pytest.approx(0.5, abs=CHANCE)
+    assert (lengths[~longer, 0] == lengths[~longer, 1]).all()
     assert all(task.answer in task.chosen for task in tasks)
 
 
