@@ -83,7 +83,7 @@ class CleanedDataWriter(ScoreWriter):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the table of scores, and once it is whole, the results."""
-        ends_a_run = self.parts is not None
+        ends_a_run = self.run is not None
         super().teardown(trainer, pl_module, stage)
         # Behind the last barrier: writing may take longer than ranks wait for each other.
         if ends_a_run and trainer.is_global_zero and self.is_complete:

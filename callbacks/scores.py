@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from ixc_lightning.callbacks.parts import PartFiles
-from ixc_lightning.callbacks.tables import check_parquet, replaced, write_jsonl, write_parquet
-from ixc_lightning.types import InputError
+from ixc_lightning.callbacks.resuming import RunFolder
+from ixc_lightning.callbacks.tables import check_parquet, write_jsonl, write_parquet
 
 COLUMNS = {
     "row": "int64",
@@ -31,7 +28,6 @@ COLUMNS = {
     "error": "string",
 }
 """Of the tables, with pyarrow's names of their types."""
-IDENTITY = "run.json"
 
 
 class ScoreWriter(Callback):
@@ -61,9 +57,8 @@ class ScoreWriter(Callback):
     ) -> None:
         self.given = folder
         self.formats = tuple(formats)
-        self.parts: PartFiles | None = None
-        self.lock: FileLock | None = None
-        self.is_checked = False
+        self.run: RunFolder | None = None
+        self.is_noted = False
         self.is_complete = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -77,12 +72,10 @@ class ScoreWriter(Callback):
         if "parquet" in self.formats:
             check_parquet()
         self.folder = Path(self.given or Path(trainer.default_root_dir) / "scores").expanduser()
-        self._lock(trainer)
-        self.parts = PartFiles(self.folder / "parts", rank=trainer.global_rank)
-        self.identity = _read_identity(self.folder)
-        self.is_checked = self.is_complete = False
-        self._check("data", trainer.datamodule.fingerprint)
-        done = self.parts.lines().rows
+        self.run = RunFolder(self.folder, trainer)
+        self.is_noted = self.is_complete = False
+        self.run.check({"data": trainer.datamodule.fingerprint})
+        done = self.run.done()
         trainer.strategy.barrier("what is scored was read by all ranks")
         trainer.datamodule.leave_out(done)
         if len(done):
@@ -90,10 +83,10 @@ class ScoreWriter(Callback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note whose scores these are, and start the clock."""
-        if self.parts is None:
+        if self.run is None:
             return
         trainer.predict_loop.return_predictions = False  # they are on the disk, and may be many
-        self._check_model(trainer, pl_module)
+        self._note(trainer, pl_module)
         self.started = time.perf_counter()
         self.responses = self.tokens = 0
 
@@ -107,8 +100,8 @@ class ScoreWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the batch's entries, and log how fast they come."""
-        assert self.parts is not None
-        self.parts.append(outputs)
+        assert self.run is not None
+        self.run.parts.append(outputs)
         made = [response for entry in outputs for response in entry.get("responses", ())]
         self.responses += len(made)
         self.tokens += sum(response["tokens"] for response in made)
@@ -126,31 +119,28 @@ class ScoreWriter(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the tables if all is scored; Lightning comes here only if all went well."""
-        if self.parts is None:
+        if self.run is None:
             return
-        self._check_model(trainer, pl_module)
-        self.parts.close()
+        self._note(trainer, pl_module)
+        self.run.parts.close()
         trainer.strategy.barrier("every rank has written its scores")
         if trainer.is_global_zero:
-            assert self.lock is not None
             self._write_tables(len(trainer.datamodule))
-            self.lock.release()
+        self.run.close()
         trainer.strategy.barrier("the tables are written")
-        self.parts = None
+        self.run = None
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Let another run have the folder."""
-        if self.parts is not None:
-            self.parts.close()
-        if trainer.is_global_zero and self.lock is not None:
-            self.lock.release()
+        if self.run is not None:
+            self.run.close()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the tables, in order."""
-        assert self.parts is not None
-        for entry in self.parts.in_order():
+        assert self.run is not None
+        for entry in self.run.parts.in_order():
             known = {name: entry[name] for name in COLUMNS if name in entry}
             for response in entry.get("responses", [{}]):
                 own = {name: response[name] for name in COLUMNS if name in response}
@@ -158,8 +148,8 @@ class ScoreWriter(Callback):
                 yield {name: row.get(name) for name in COLUMNS}
 
     def _write_tables(self, records: int) -> None:
-        assert self.parts is not None
-        done = len(set(self.parts.lines().rows.tolist()))
+        assert self.run is not None
+        done = len(set(self.run.done().tolist()))
         if done < records:
             rank_zero_info(
                 f"{done:,} of {records:,} records are scored; run again with this folder for the rest"
@@ -179,49 +169,13 @@ class ScoreWriter(Callback):
             "predict/tokens_per_second": self.tokens * per_second,
         }
 
-    def _lock(self, trainer: L.Trainer) -> None:
-        """Keep other runs out of the folder, until this process ends in whatever way."""
-        is_free = True
-        if trainer.is_global_zero:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.lock = FileLock(self.folder / ".lock", timeout=0)
-                self.lock.acquire()
-            except Timeout:
-                is_free = False
-            except OSError as error:
-                raise InputError(f"{self.folder}: cannot be written to ({error.strerror})") from error
-        if not trainer.strategy.broadcast(is_free):
-            raise InputError(f"{self.folder}: another run is writing its scores there; give another folder")
-
-    def _check_model(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.is_checked:
+    def _note(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self.run is not None
+        if self.is_noted:
             return
-        model = pl_module.fingerprint()
-        self._check("model", model)
+        found = {"data": trainer.datamodule.fingerprint, "model": pl_module.fingerprint()}
+        self.run.check(found)
+        trainer.strategy.barrier("whose scores these are was read by all ranks")
         if trainer.is_global_zero:
-            _write_identity(self.folder, {"data": trainer.datamodule.fingerprint, "model": model})
-        self.is_checked = True
-
-    def _check(self, name: str, found: str) -> None:
-        if self.identity and self.identity[name] != found:
-            raise InputError(
-                f"{self.folder} holds the scores of another run, whose {name} was another one: give another "
-                "folder, or delete this one"
-            )
-
-
-def _read_identity(folder: Path) -> dict[str, str] | None:
-    path = folder / IDENTITY
-    try:
-        identity = json.loads(path.read_text())
-        return {name: identity[name] for name in ("data", "model")}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete the folder, and score again") from error
-
-
-def _write_identity(folder: Path, identity: dict[str, str]) -> None:
-    with replaced(folder / IDENTITY) as unfinished:
-        unfinished.write_text(json.dumps(identity, indent=2) + "\n")
+            self.run.note(found)
+        self.is_noted = True
