@@ -117,6 +117,21 @@ def tiny_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def reward_folder(tiny_folder, tmp_path_factory):
+    """An exported reward model with statistics, and its processor."""
+    from ixc_lightning.datamodules.processing import ChatEncoder
+    from ixc_lightning.models import RewardModel
+
+    torch.manual_seed(3)
+    model = RewardModel(str(tiny_folder))
+    model.store_statistics(0.5, 2.0)
+    out = tmp_path_factory.mktemp("reward") / "model"
+    model.save_pretrained(out)
+    ChatEncoder(str(tiny_folder)).processor.save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A tiny random model of a family of ``tests.families``, by name, built once."""
     from tests.families import Tiny

@@ -21,20 +21,8 @@ CLIP = np.random.default_rng(1).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_folder, tmp_path_factory):
-    """An exported reward model with statistics, and its processor."""
-    torch.manual_seed(3)
-    model = RewardModel(str(tiny_folder))
-    model.store_statistics(0.5, 2.0)
-    out = tmp_path_factory.mktemp("reward") / "model"
-    model.save_pretrained(out)
-    ChatEncoder(str(tiny_folder)).processor.save_pretrained(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def scorer(folder):
-    return Scorer.from_pretrained(folder, video_frames=FRAMES, device="cpu")
+def scorer(reward_folder):
+    return Scorer.from_pretrained(reward_folder, video_frames=FRAMES, device="cpu")
 
 
 def _said(text, *parts, question="what is it?"):
@@ -74,8 +62,8 @@ def _conversation(record, answer):
     return [*turns, *answer]
 
 
-def test_scores_are_those_of_the_batch_pipeline_for_all_modalities(digits, folder, scorer):
-    data = preference_data(digits, folder, eval_batch_size=16)
+def test_scores_are_those_of_the_batch_pipeline_for_all_modalities(digits, reward_folder, scorer):
+    data = preference_data(digits, reward_folder, eval_batch_size=16)
     data.setup("validate")
     (batch,) = data.val_dataloader()
     with torch.no_grad():

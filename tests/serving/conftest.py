@@ -4,25 +4,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from ixc_lightning.datamodules.processing import ChatEncoder
-from ixc_lightning.models import RewardModel
 from ixc_lightning.scoring import Scorer
 from tests.digits import FRAMES
 from tests.serving.service import Gated, serving
-
-
-@pytest.fixture(scope="session")
-def reward_folder(tiny_folder, tmp_path_factory):
-    """An exported reward model with statistics, and its processor."""
-    torch.manual_seed(3)
-    model = RewardModel(str(tiny_folder))
-    model.store_statistics(0.5, 2.0)
-    out = tmp_path_factory.mktemp("reward") / "model"
-    model.save_pretrained(out)
-    ChatEncoder(str(tiny_folder)).processor.save_pretrained(out)
-    return out
 
 
 @pytest.fixture(scope="session")
