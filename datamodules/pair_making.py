@@ -3,22 +3,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.accelerators import CUDAAccelerator
-from torch.utils.data import DataLoader
 
 from ixc_lightning.datamodules.batches import MAX_TRIES, BatchDataset, StepSampler
 from ixc_lightning.datamodules.chat import ChatMessages, chat_messages
 from ixc_lightning.datamodules.collate import Sample as EncodedSample
-from ixc_lightning.datamodules.memory import prepare_worker
+from ixc_lightning.datamodules.once import OnceDataModule
 from ixc_lightning.datamodules.order import FILL, Order, Places
 from ixc_lightning.datamodules.pair_shards import write_pairs
 from ixc_lightning.datamodules.processing import ChatEncoder, Encoded, text_of
@@ -29,10 +25,8 @@ from ixc_lightning.datamodules.shard_writer import Sample
 from ixc_lightning.types import InputError, PromptBatch, Record
 
 
-class PairMakingDataModule(L.LightningDataModule):
+class PairMakingDataModule(OnceDataModule):
     """Shards in, ``PromptBatch`` out, each record once; and preference shards of what became of them.
-
-    The ranks share each step out. ``leave_out`` skips what an earlier run has answered.
 
     Args:
         processor: hub id or folder of the policy's processor. The command line takes it from the policy's
@@ -61,18 +55,13 @@ class PairMakingDataModule(L.LightningDataModule):
         video_frames: int = 8,
         on_bad_sample: Literal["raise", "quarantine"] = "raise",
     ) -> None:
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # all may be answered already
-        if batch_size < 1:
-            raise InputError(f"data.batch_size is {batch_size}, but must be at least 1")
+        super().__init__(batch_size=batch_size, num_workers=num_workers)
         if limit is not None and limit < 1:
             raise InputError(f"data.limit is {limit}, but must be at least 1, or null for all")
         self.processor = processor
         self.predict = predict
         self.limit = limit
         self.kind = Kind(kind)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self.max_tokens = max_tokens
         self.video_frames = video_frames
         self.on_bad_sample = on_bad_sample
@@ -105,17 +94,10 @@ class PairMakingDataModule(L.LightningDataModule):
         """What was answered, for the report."""
         return {"predict": self.predict, "kind": self.kind.value, "records": len(self)}
 
-    def leave_out(self, rows: np.ndarray) -> None:
-        """Skip the records of these numbers."""
-        self.todo = np.setdiff1d(np.arange(len(self)), rows)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of what is not left out, in the order of the data."""
-        if not len(self.todo):  # as Lightning suspects that nobody meant it
-            warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
-            return DataLoader([], batch_size=None)  # type: ignore[arg-type]
+    def batches(self) -> tuple[RemainingBatches, StepSampler]:
+        """This rank's batches of what is left, and where their steps begin."""
         kind = ReferencedPrompts if self.kind is Kind.INSTRUCTION else PromptCollator
-        rank, world_size = self._ranks
+        rank, world_size = self.ranks
         batches = RemainingBatches(
             self.records,
             Remaining(self.todo),
@@ -125,18 +107,11 @@ class PairMakingDataModule(L.LightningDataModule):
             world_size=world_size,
             keeps_going=self.on_bad_sample == "quarantine",
         )
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=StepSampler(batches, lambda: (0, 0)),
-            num_workers=self.num_workers,
-            worker_init_fn=prepare_worker,
-            pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
-        )
+        return batches, StepSampler(batches, lambda: (0, 0))
 
     def rows(self, batch: PromptBatch, step: int) -> tuple[list[int], list[int]]:
         """Numbers of the records in this rank's batch of a step: of its rows, and of its bad samples."""
-        rank, world_size = self._ranks
+        rank, world_size = self.ranks
         start = (step * world_size + rank) * self.batch_size
         here = self.todo[start : start + self.batch_size].tolist()
         keys = [key for key, real in zip(batch.keys, batch.real.tolist(), strict=True) if real]
@@ -175,11 +150,6 @@ class PairMakingDataModule(L.LightningDataModule):
         """A record as it lies in its shard, without the response of an instruction."""
         sample = self.records.sample(row)
         return sample._replace(record={**sample.record, "messages": self._prompt(sample.record["messages"])})
-
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        """This process, and how many there are."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _name(self, row: int) -> str:
         try:

@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-import warnings
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Literal
 
-import lightning as L
 import numpy as np
-from lightning.pytorch.accelerators import CUDAAccelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ixc_lightning.datamodules.candidate_files import CandidateSource, open_candidates
 from ixc_lightning.datamodules.candidates import EncodedCandidates, candidate_batch, encode_candidates
 from ixc_lightning.datamodules.contrast import ContrastCandidates
-from ixc_lightning.datamodules.memory import prepare_worker
+from ixc_lightning.datamodules.once import OnceDataModule
 from ixc_lightning.datamodules.processing import ChatEncoder
 from ixc_lightning.datamodules.records import Kind
 from ixc_lightning.types import CandidateBatch, InputError
@@ -25,10 +22,8 @@ MAX_TRIES = 1000
 """Records that are tried in a row when a batch needs a good one and has none."""
 
 
-class ScoringDataModule(L.LightningDataModule):
+class ScoringDataModule(OnceDataModule):
     """Shards or JSON lines in, ``CandidateBatch`` out, each record once, in their order.
-
-    The ranks share each step out. ``leave_out`` skips what an earlier run has scored.
 
     Args:
         processor: hub id or folder of the model's processor. The command line takes it from the model's
@@ -63,18 +58,13 @@ class ScoringDataModule(L.LightningDataModule):
         allow_urls: bool = False,
         on_bad_sample: Literal["raise", "quarantine"] = "raise",
     ) -> None:
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # all may be scored already
-        if batch_size < 1:
-            raise InputError(f"data.batch_size is {batch_size}, but must be at least 1")
+        super().__init__(batch_size=batch_size, num_workers=num_workers)
         if others < 0 or (others and kind != "instruction"):
             raise InputError(f"data.others is {others}: it is for data.kind instruction, and not negative")
         self.processor = processor
         self.predict = predict
         self.kind = Kind(kind)
         self.others = others
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self.max_tokens = max_tokens
         self.video_frames = video_frames
         self.response_suffix = response_suffix
@@ -112,15 +102,9 @@ class ScoringDataModule(L.LightningDataModule):
         settings = (self.source.fingerprint, self.kind, self.video_frames, self.response_suffix)
         return blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
-    def leave_out(self, rows: np.ndarray) -> None:
-        """Skip the records of these numbers."""
-        self.todo = np.setdiff1d(np.arange(len(self.source)), rows)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of what is not left out, in the order of the data."""
-        if not len(self.todo):  # as Lightning suspects that nobody meant it
-            warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def batches(self) -> tuple[CandidateBatches, DistributedSampler[CandidateBatch]]:
+        """This rank's batches of what is left, and their numbers."""
+        rank, world_size = self.ranks
         batches = CandidateBatches(
             self.source,
             self.todo,
@@ -130,15 +114,7 @@ class ScoringDataModule(L.LightningDataModule):
             world_size=world_size,
             keeps_going=self.on_bad_sample == "quarantine",
         )
-        return DataLoader(
-            batches,
-            batch_size=None,
-            # Lightning leaves one of this type in place; the ranks' shares are the batches' business.
-            sampler=DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False),
-            num_workers=self.num_workers,
-            worker_init_fn=prepare_worker,
-            pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
-        )
+        return batches, DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False)
 
 
 class CandidateBatches(Dataset[CandidateBatch]):
