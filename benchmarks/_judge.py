@@ -6,8 +6,9 @@ from __future__ import annotations
 import tempfile
 
 import torch
+from transformers import PretrainedConfig
 
-from ixc_lightning.models import RewardModel
+from ixc_lightning.models import Backbone, RewardModel
 from ixc_lightning.models.tiny import tiny_config, tiny_tokenizer
 from ixc_lightning.types import Prompts, Responses
 
@@ -16,8 +17,8 @@ PICTURE_TOKENS = int(PIXELS // PATCH * FOLD) ** 2
 VOCABULARY = 2048
 
 
-def build_judge(*, layers: int, width: int, dtype: str = "float32") -> RewardModel:
-    """An InternVL with proportions like those of a 7B model; its tower is small, and frozen."""
+def build_config(*, layers: int, width: int) -> PretrainedConfig:
+    """Of an InternVL with proportions like those of a 7B model; its tower is small."""
     config = tiny_config(tiny_tokenizer())
     text, vision = config.text_config, config.vision_config
     text.hidden_size, text.num_hidden_layers, text.intermediate_size = width, layers, 4 * width
@@ -28,18 +29,24 @@ def build_judge(*, layers: int, width: int, dtype: str = "float32") -> RewardMod
     vision.hidden_size, vision.intermediate_size = 112, 448
     vision.image_size, vision.patch_size = [PIXELS, PIXELS], [PATCH, PATCH]
     config.downsample_ratio, config.image_seq_length = FOLD, PICTURE_TOKENS
+    return config
+
+
+def build_judge(*, layers: int, width: int, dtype: str = "float32") -> RewardModel:
+    """A reward model of that config; its tower is frozen."""
     with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
+        build_config(layers=layers, width=width).save_pretrained(folder)
         torch.manual_seed(0)
         return RewardModel(folder, weights="random", dtype=dtype)
 
 
-def prompts_of(lengths: list[int], judge: RewardModel, *, kind: str) -> Prompts:
+def prompts_of(lengths: list[int], judge: RewardModel | Backbone, *, kind: str) -> Prompts:
     """Prompts of so many tokens, with a picture each if the kind is ``image``."""
     ids, mask = _tokens(lengths)
     if kind == "text":
         return Prompts(ids, mask, {}, {})
-    ids[:, 1 : 1 + PICTURE_TOKENS] = judge.backbone.config.image_token_id
+    backbone = judge if isinstance(judge, Backbone) else judge.backbone
+    ids[:, 1 : 1 + PICTURE_TOKENS] = backbone.config.image_token_id
     return Prompts(ids, mask, {}, {"pixel_values": torch.randn(len(lengths), 3, PIXELS, PIXELS)})
 
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What 10⁹ samples in 10⁶ shards on 1,024 ranks cost one rank: start-up, memory, first batch, resume, a step.
 
-``python benchmarks/data_scale.py`` takes a minute or two and prints a table for the docs; ``--small`` takes
-seconds. No tar is written: the manifest of as many shards, with the entries that ``write_shards`` writes, is
-made in a temporary folder, read as training reads it, and its counts are given to the order of training.
+``python benchmarks/data_scale.py`` takes some minutes and prints a table for the docs; ``--small`` takes
+seconds. No tar is written: the manifest of as many shards, as ``write_shards`` writes it, is made in a
+temporary folder, which is opened as training opens it, and its counts are given to the order of training.
+Folders that are small enough to be listed get empty files under the names of their shards.
 
-Three sizes are compared, each in a process of its own: 10⁶ samples in 10³ shards; 1,000 times the samples in
-as many shards; and 1,000 times the samples in 1,000 times the shards. The first ratio shows what depends on
-the samples, the second what depends on the shards. Times are CPU times, the quickest of several.
+Each size is studied in a process of its own. The columns differ first in the samples alone, then in the
+shards alone. Times are CPU times, the quickest of several; memory is what Python and NumPy allocate at most,
+without the pages of a mapped file, which all processes of a machine share. The last row is what earlier
+versions had to read.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import pickle
 import tempfile
 import time
 import tracemalloc
@@ -24,9 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ixc_lightning.datamodules.manifest import MANIFEST, TABLE, Manifest
 from ixc_lightning.datamodules.order import FILL, Part, TrainingOrder
+from ixc_lightning.datamodules.patterns import MAX_LISTED
 from ixc_lightning.datamodules.records import Kind
-from ixc_lightning.datamodules.shard_writer import MANIFEST, MANIFEST_VERSION, Manifest
+from ixc_lightning.datamodules.shard_table import ShardRow, ShardTable
+from ixc_lightning.datamodules.shards import ShardDataset
 
 RANKS = 1024
 BATCH = 8
@@ -42,8 +48,15 @@ class Size(NamedTuple):
     shards: int
 
 
-SIZES = (Size(10**6, 10**3), Size(10**9, 10**3), Size(10**9, 10**6))
-SMALL = (Size(10**4, 10**2), Size(10**7, 10**2), Size(10**7, 10**4))
+SIZES = (
+    Size(10**6, 10),
+    Size(10**9, 10),
+    Size(10**9, 10**3),
+    Size(10**9, 10**4),
+    Size(10**9, 10**5),
+    Size(10**9, 10**6),
+)
+SMALL = (Size(10**4, 10), Size(10**7, 10), Size(10**7, 10**3), Size(10**7, 10**4))
 
 
 class Stage(NamedTuple):
@@ -56,56 +69,66 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("manifest on disk", "MB", lambda cost: cost["manifest_mb"]),
-    Stage("reading the manifest", "ms", lambda cost: cost["manifest_s"] * 1e3),
-    Stage("memory while it is read", "MB", lambda cost: cost["manifest_peak_mb"]),
+    Stage("opening the folder", "ms", lambda cost: cost["open_s"] * 1e3),
+    Stage("memory while it is opened", "MB", lambda cost: cost["open_mb"]),
+    Stage("what a spawned worker is sent", "MB", lambda cost: cost["pickle_mb"]),
     Stage("memory of the order", "MB", lambda cost: cost["order_mb"]),
     Stage("order and first batch", "ms", lambda cost: cost["first_s"] * 1e3),
     Stage("the same, going on in the middle", "ms", lambda cost: cost["resume_s"] * 1e3),
     Stage("the same, in the middle of epoch 1,000", "ms", lambda cost: cost["late_s"] * 1e3),
     Stage("any further batch", "ms", lambda cost: cost["step_s"] * 1e3),
+    Stage("reading a manifest of version 1", "ms", lambda cost: cost["old_s"] * 1e3),
 )
 
 
-def write_manifest(folder: Path, size: Size) -> None:
+def write_folder(folder: Path, size: Size) -> None:
     """Write the manifest of shards that are not there."""
+    kinds = {"image": size.samples}
+    Manifest(Kind.PREFERENCE.value, size.samples, kinds, kinds, ShardTable.of(rows_of(size))).save(folder)
+    for number in range(size.shards if size.shards <= MAX_LISTED else 0):
+        (folder / f"shard-{number:06d}.tar").touch()
+
+
+def write_version_1(folder: Path, size: Size) -> None:
+    """Write the manifest of the same shards as earlier versions wrote it."""
+    kinds = {"image": size.samples}
+    fields = {"kind": Kind.PREFERENCE.value, "samples": size.samples, "modalities": kinds, "domains": kinds}
+    fields |= {"shards": [row._asdict() for row in rows_of(size)], "version": 1}
+    (folder / MANIFEST).write_text(json.dumps(fields, indent=1, sort_keys=True))
+
+
+def rows_of(size: Size) -> list[ShardRow]:
+    """What is said of the shards."""
     each = size.samples // size.shards
-    shards = [
-        {
-            "file": f"shard-{number:06d}.tar",
-            "samples": each,
-            "bytes": each * 100_000,
-            "sha256": f"{number:064x}",
-        }
+    return [
+        ShardRow(f"shard-{number:06d}.tar", each, each * 100_000, f"{number + 1:064x}")
         for number in range(size.shards)
     ]
-    kinds = {"image": size.samples}
-    manifest = {
-        "kind": Kind.PREFERENCE.value,
-        "samples": size.samples,
-        "modalities": kinds,
-        "domains": kinds,
-        "shards": shards,
-        "version": MANIFEST_VERSION,
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
 
 
-def study(folder: str, size: Size) -> dict[str, float]:
+def study(folder: str, old_folder: str, size: Size) -> dict[str, float]:
     """Seconds and megabytes of each stage, in this process."""
-    cost = {"manifest_mb": (Path(folder) / MANIFEST).stat().st_size / 1e6}
-    cost["manifest_s"], manifest = timed(lambda: Manifest.load(Path(folder)), repeats=2)
-    cost["manifest_peak_mb"] = peak_mb(lambda: Manifest.load(Path(folder)))
-    counts = np.array([shard["samples"] for shard in manifest.shards], dtype=np.int64)
+
+    def opened() -> ShardDataset:
+        return ShardDataset(folder, kind=Kind.PREFERENCE)
+
+    cost = {"manifest_mb": sum(path.stat().st_size for path in Path(folder).glob(TABLE.format("*"))) / 1e6}
+    cost["open_s"], dataset = timed(opened)
+    cost["open_mb"] = peak_mb(opened)
+    cost["pickle_mb"] = len(pickle.dumps(dataset)) / 1e6
+    counts = dataset.counts
     middle = size.samples // 2
     cost["first_s"], _ = timed(lambda: batch(fresh(counts), 0, 0, rank=0))
     cost["resume_s"], _ = timed(lambda: batch(fresh(counts), 0, middle, rank=0))
     cost["late_s"], _ = timed(lambda: batch(fresh(counts), 999, middle, rank=0))
+    cost["order_mb"] = peak_mb(lambda: batch(fresh(counts), 0, 0, rank=0))
     order = fresh(counts)
     check(order, size)
-    cost["order_mb"] = order_bytes(order) / 1e6
     starts = range(middle, middle + STEPS * RANKS * BATCH, RANKS * BATCH)
     seconds, _ = timed(lambda: [batch(order, 0, start % size.samples, rank=RANKS - 1) for start in starts])
     cost["step_s"] = seconds / STEPS
+    cost["old_s"], old = timed(lambda: Manifest.load(Path(old_folder)), repeats=1)
+    assert np.array_equal(old.shards.samples, counts), "the versions differ"
     return cost
 
 
@@ -128,14 +151,6 @@ def check(order: TrainingOrder, size: Size) -> None:
     assert len(np.unique(found)) == len(places), "the order repeats a sample"
 
 
-def order_bytes(order: TrainingOrder) -> int:
-    """Bytes of all arrays that an order in use holds: those of its sources, and of the pass it is in."""
-    arrays = [order.first]
-    for source in order.sources:
-        arrays += [source.counts, source.first, *source._layout(0)]
-    return sum(array.nbytes for array in arrays)
-
-
 def timed(work: Callable[[], Any], *, repeats: int = REPEATS) -> tuple[float, Any]:
     """CPU seconds of the quickest repeat, and what the last one returned."""
     seconds = []
@@ -156,14 +171,14 @@ def peak_mb(work: Callable[[], Any]) -> float:
 
 
 def table(sizes: tuple[Size, ...], costs: list[dict[str, float]]) -> str:
-    """The costs, and how many times those of the first size they are, as Markdown."""
+    """The costs as Markdown, and how many times those of the first size the times are."""
     names = [f"{size.samples:,} in {size.shards:,} shards" for size in sizes]
-    columns = [f"{RANKS:,} ranks, samples:", *names, "ratio of the second", "of the third"]
+    columns = [f"{RANKS:,} ranks, samples:", *names]
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for stage in STAGES:
         values = [stage.value(cost) for cost in costs]
-        cells = [f"{value:.3g} {stage.unit}" for value in values]
-        cells += [f"{value / values[0]:.3g}" for value in values[1:]]
+        ratios = [f" ({value / values[0]:.2g})" if stage.unit == "ms" else "" for value in values]
+        cells = [f"{value:.3g} {stage.unit}{ratio}" for value, ratio in zip(values, ratios, strict=True)]
         rows.append(f"| {stage.name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -178,9 +193,14 @@ def main() -> None:
     costs = []
     context = multiprocessing.get_context("spawn")
     for size in sizes:
-        with tempfile.TemporaryDirectory() as folder, context.Pool(1) as pool:
-            write_manifest(Path(folder), size)
-            costs.append(pool.apply(study, (folder, size)))
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            tempfile.TemporaryDirectory() as old,
+            context.Pool(1) as pool,
+        ):
+            write_folder(Path(folder), size)
+            write_version_1(Path(old), size)
+            costs.append(pool.apply(study, (folder, old, size)))
     print(table(sizes, costs))
 
 

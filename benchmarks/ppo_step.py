@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One iteration of PPO: this package, and two plain ways to do the same.
+"""One iteration of on-policy training: this package, and two plain ways to do the same.
 
-``python benchmarks/ppo_step.py`` takes some minutes on two quiet cores, needs Linux, and prints the ratios of
-wall time and of CPU time, which other programs on the machine disturb less, in each round and their median,
-the ratio of the peak memories, and how far apart the trained weights are, which is rounding; ``--help`` tells
-what can be changed.
+``python benchmarks/ppo_step.py`` takes about half an hour on two quiet cores and needs Linux. It prints, for
+each algorithm and number of samples, the ratios of wall time and of CPU time, which other programs on the
+machine disturb less, the ratio of the peak memories, how far apart the trained weights are, by rounding, and
+the ceiling: n (P + T) / (P + n T), the ratio of the tokens that the language model reads. More than that
+is possible, by the tower and the attention, and less, because a step of decoding is bound by the reading of
+weights. ``--help`` tells what can be changed.
 
-ours      One look at each picture for policy, reference, critic and reward model, generation included; logits
-          exist for one chunk of the response tokens at a time.
-apart     Every network encodes the pictures by itself in each of its passes, once for each prompt.
-          Log-probabilities are taken from the logits of all places of prompt and response.
-repeated  As ``apart``, but for each answer, as it is where the pixels are repeated with the prompt;
-          generation alone encodes a picture once for all answers.
+ours      One look at each picture for policy, reference, critic and reward model, generation included; every
+          role reads a prompt once for its answers, and so does generation; logits exist for one chunk of the
+          response tokens at a time.
+apart     Every network encodes the pictures by itself in each of its passes, once for each prompt, and reads
+          the prompt with each answer. Log-probabilities are taken from the logits of all places of prompt and
+          response. Transformers' ``generate`` answers as many copies of the prompt.
+repeated  As ``apart``, but pictures are encoded for each answer, as it is where the pixels are repeated with
+          the prompt; generation alone encodes a picture once for all answers.
 
-All run the same ``PPOModule`` on the same prompts, answers and settings, and take turns. The model is an
+All run the same module on the same prompts, answers and settings, and take turns. The model is an
 InternVL of a few million parameters with proportions like those of a 7B model: per picture token the weights
 of the tower are used about a third as much as those of the language model, the head's a sixth. Memory is that
 of a fresh process for each way: the most that was resident in the iteration beyond what was before it, so
@@ -33,7 +37,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 from unittest.mock import patch
@@ -41,6 +44,7 @@ from unittest.mock import patch
 import lightning as L
 import numpy as np
 import torch
+from _timing import Spent, compare, describe, tell
 from PIL import Image
 from transformers import InternVLForConditionalGeneration
 
@@ -53,12 +57,12 @@ from ixc_lightning.models import Backbone, RewardModel
 from ixc_lightning.models.critic import Critic
 from ixc_lightning.models.tiny import tiny_config, tiny_processor
 from ixc_lightning.models.visuals import Visuals
-from ixc_lightning.modules import FixedKL, PPOModule
+from ixc_lightning.modules import FixedKL, GRPOModule, OnPolicyModule, PPOModule, RLOOModule
 from ixc_lightning.modules import learning as learning_module
 from ixc_lightning.modules import reading as reading_module
 from ixc_lightning.modules.experience import Reading
 from ixc_lightning.modules.pictures import Pictures
-from ixc_lightning.rollout import Sampling
+from ixc_lightning.rollout import Sampling, TransformersEngine
 from ixc_lightning.types import PromptBatch, Rollout
 
 WAYS = ("ours", "apart", "repeated")
@@ -67,7 +71,10 @@ WORDS = "what number is shown here and how many digits are there in the picture 
 KIB_PER_MIB = 1024
 
 
-class Timed(PPOModule):
+ALGORITHMS = {"ppo": PPOModule, "rloo": RLOOModule, "grpo": GRPOModule}
+
+
+class Timed(OnPolicyModule):
     """Keeps the seconds and the most memory of its last iteration, and the weights behind it."""
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, torch.Tensor]:
@@ -75,7 +82,8 @@ class Timed(PPOModule):
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before, start, busy = status("VmRSS"), perf_counter(), process_time()
         out = super().training_step(batch, batch_idx)
-        self.spent = {"wall": perf_counter() - start, "CPU": process_time() - busy}
+        self.prompt_tokens = float(batch.prompts.mask.sum() / len(batch.keys))
+        self.spent = Spent(perf_counter() - start, process_time() - busy)
         self.memory = (status("VmHWM") - before) / KIB_PER_MIB
         return out
 
@@ -189,16 +197,21 @@ def write_prompts(folder: Path, count: int) -> None:
 
 def iterate(way: str, folder: Path, args: argparse.Namespace) -> Any:
     """One iteration from the same start; the module behind it."""
-    model = str(folder / "model")
+    model, name, is_plain = str(folder / "model"), args.algorithm, way != "ours"
+    roles = {"reward_model": partial(RewardModel, model, sharing="off" if is_plain else "auto")}
+    optimizer = partial(torch.optim.AdamW, lr=1e-4, eps=1e-3)
+    if name == "ppo":
+        roles |= {"critic": partial(Critic, model, head="zero"), "critic_optimizer": optimizer}
+    timed = {"ours": Timed, "apart": Apart, "repeated": Repeated}[way]
     torch.manual_seed(0)
-    module = {"ours": Timed, "apart": Apart, "repeated": Repeated}[way](
+    module = type(timed.__name__, (timed, ALGORITHMS[name]), {})(
         partial(Backbone, model, head=True),
-        critic=partial(Critic, model, head="zero"),
-        reward_model=partial(RewardModel, model),
-        optimizer=partial(torch.optim.AdamW, lr=1e-4, eps=1e-3),
-        critic_optimizer=partial(torch.optim.AdamW, lr=1e-4, eps=1e-3),
+        **roles,
+        optimizer=optimizer,
         kl=FixedKL(0.05),
         sampling=Sampling(n=args.samples, min_tokens=args.tokens, max_tokens=args.tokens),
+        engine=TransformersEngine(sharing="off" if is_plain else "auto"),
+        sharing="off" if is_plain else "auto",
         epochs=args.epochs,
         minibatch_size=args.prompts * args.samples,
         rows_at_once=args.rows,
@@ -217,11 +230,40 @@ def iterate(way: str, folder: Path, args: argparse.Namespace) -> Any:
     return module
 
 
-def memory_of(way: str, folder: Path) -> float:
+def memory_of(way: str, folder: Path, args: argparse.Namespace) -> float:
     """The iteration's memory in MiB, in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", way, "--folder", str(folder)]
+    own = ["--memory-of", way, "--folder", str(folder), "--runs", f"{args.algorithm}:{args.samples}"]
+    command = [sys.executable, __file__, *sys.argv[1:], *own]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(ended.stdout.split()[-1])
+
+
+def measure(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One algorithm against both plain ways."""
+    spent: dict[str, list[Spent]] = {way: [] for way in WAYS}
+    for number in range(args.rounds + 1):
+        modules = {way: iterate(way, folder, args) for way in WAYS[:: 1 if number % 2 else -1]}
+        if number:  # the first round warms up
+            for way, module in modules.items():
+                spent[way].append(module.spent)
+    weights = {way: module.state_dict() for way, module in modules.items()}
+    memory = {way: memory_of(way, folder, args) for way in WAYS}
+    prompt, n, results = modules["ours"].prompt_tokens, args.samples, []
+    ceiling = n * (prompt + args.tokens) / (prompt + n * args.tokens)
+    for way in WAYS[1:]:
+        apart = max(
+            float((weight - weights[way][name]).abs().max()) for name, weight in weights["ours"].items()
+        )
+        result = compare(spent, a="ours", b=way, ceiling=ceiling)
+        kept = memory["ours"] / memory[way]
+        print(
+            f"{args.algorithm}, {n} samples, against {way}: {describe(result)}; {kept:.2f} of its memory, "
+            f"{memory['ours']:.0f} MiB; weights differ by {apart:.1e}",
+            flush=True,
+        )
+        settings = {"algorithm": args.algorithm, "samples": n, "prompt": round(prompt), "answer": args.tokens}
+        results.append({**settings, "peak memory": round(kept, 2), **result})
+    return results
 
 
 def main() -> None:
@@ -229,9 +271,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=5, help="how often they take turns")
     parser.add_argument(
+        "--runs",
+        nargs="+",
+        default=["ppo:1", "ppo:4", "rloo:4", "grpo:8"],
+        help="algorithms, ppo, rloo or grpo, each with the samples of a prompt",
+    )
+    parser.add_argument(
         "--prompts", type=int, default=4, help="prompts of the iteration, with a picture each"
     )
-    parser.add_argument("--samples", type=int, default=4, help="answers to each prompt")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--rows", type=int, default=8, help="answers in a forward pass")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the answers")
@@ -243,36 +290,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    if args.memory_of:
-        print(iterate(args.memory_of, args.folder, args).memory)
-        return
+    results = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_model(folder / "model", args)
-        write_prompts(folder / "prompts", args.prompts)
-        seconds: list[dict[str, dict[str, float]]] = []
-        for number in range(args.rounds + 1):
-            modules = {way: iterate(way, folder, args) for way in (WAYS if number % 2 else WAYS[::-1])}
-            if number:  # the first round warms up
-                seconds.append({way: module.spent for way, module in modules.items()})
-        weights = {way: module.state_dict() for way, module in modules.items()}
-        rounding = max(
-            float((weight - weights[way][name]).abs().max())
-            for way in WAYS[1:]
-            for name, weight in weights["ours"].items()
-        )
-        memory = {way: memory_of(way, folder) for way in WAYS}
-    for clock in ("wall", "CPU"):
-        spent = ", ".join(f"{way} {median(one[way][clock] for one in seconds):.2f}" for way in WAYS)
-        print(f"{clock} seconds of an iteration: {spent}")
-        for way in WAYS[1:]:
-            ratios = [one[way][clock] / one["ours"][clock] for one in seconds]
-            rounds = " ".join(f"{ratio:.2f}" for ratio in ratios)
-            print(f"{clock} time, {way} / ours: median {median(ratios):.2f}, rounds {rounds}")
-    print("memory beyond weights, MiB: " + ", ".join(f"{way} {size:.0f}" for way, size in memory.items()))
-    for way in WAYS[1:]:
-        print(f"memory, {way} / ours: {memory[way] / memory['ours']:.2f}")
-    print(f"trained weights differ by at most {rounding:.1e}")
+        folder = args.folder or Path(name)
+        if args.folder is None:
+            write_model(folder / "model", args)
+            write_prompts(folder / "prompts", args.prompts)
+        for run in args.runs:
+            args.algorithm, args.samples = run.split(":")[0], int(run.split(":")[1])
+            if args.memory_of:
+                print(iterate(args.memory_of, folder, args).memory)
+                return
+            results += measure(folder, args)
+    tell("ppo_step", results)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from ixc_lightning.export import check_target, export_folder, whole
@@ -65,12 +66,17 @@ class HuggingFaceExport(Callback):
         """Find out before training, not after it, that nothing can be exported; note what the run is.
 
         Raises:
-            InputError: the datamodule names no processor, there is something else in the folder's place, or
-                nothing can be pushed to such a repository.
+            InputError: the strategy is torch's first FSDP, the datamodule names no processor, there is
+                something else in the folder's place, or nothing can be pushed to such a repository.
         """
         self.run = _describe(trainer)
         if not self.enabled:
             return
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise InputError(
+                "the export cannot gather the weights under FSDPStrategy: give export.enabled: false and, "
+                "behind the run, `python -m ixc_lightning export CHECKPOINT FOLDER`; or ModelParallelStrategy"
+            )
         if not isinstance(getattr(trainer.datamodule, "processor", None), str):
             raise InputError(
                 "the export needs a datamodule that names its processor: fit with one, or give enabled=False"

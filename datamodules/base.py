@@ -16,19 +16,21 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ixc_lightning.datamodules.batches import BatchDataset, Collator, ResumingLoader, StepSampler
-from ixc_lightning.datamodules.cache import FOLDER, ShardCache
+from ixc_lightning.datamodules.budget import TokenBudget, check_budgets, open_budget
+from ixc_lightning.datamodules.cache import FOLDER
 from ixc_lightning.datamodules.filtering import filter_records
 from ixc_lightning.datamodules.filters import Filter
+from ixc_lightning.datamodules.lengths import FOLDER as LENGTHS
 from ixc_lightning.datamodules.memory import prepare_worker
-from ixc_lightning.datamodules.mixture import Source, as_list, as_sources, check_window, source_ends
-from ixc_lightning.datamodules.order import Order, Part, SequentialOrder, TrainingOrder
+from ixc_lightning.datamodules.mixture import Source, as_list, as_parts, as_sources, check_window, source_ends
+from ixc_lightning.datamodules.order import Order, SequentialOrder, TrainingOrder
 from ixc_lightning.datamodules.pixels import to_floats
 from ixc_lightning.datamodules.processing import ChatEncoder, text_of
 from ixc_lightning.datamodules.quarantine import BadSample, Quarantine
 from ixc_lightning.datamodules.records import Kind
-from ixc_lightning.datamodules.remote import is_remote
 from ixc_lightning.datamodules.resume import TrainingPosition
 from ixc_lightning.datamodules.shards import Selection, ShardDataset
+from ixc_lightning.datamodules.splits import open_splits
 from ixc_lightning.types import Example, InputError
 
 Records: TypeAlias = ShardDataset | Selection
@@ -54,7 +56,15 @@ class ShardDataModule(L.LightningDataModule, ABC):
         test: shards to test on.
         predict: shards to score.
         batch_size: records per rank and step.
-        eval_batch_size: records per rank and step outside training; ``batch_size`` if null.
+        eval_batch_size: records per rank and step outside training; null takes the budget or the size of
+            training.
+        token_budget: in the place of ``batch_size``, the most tokens of a batch of one rank, which holds as
+            many records as fit: of each pair the prompt, with its pictures, once and both responses; of
+            instructions the padding too.
+        eval_token_budget: the same outside training, in the place of ``eval_batch_size``.
+        sharing: that of the reward model. With ``off``, or where the network cannot share, a pair counts as
+            the two sequences that are read, and padding counts.
+        lengths_folder: where the tokens of each record are kept once they are counted.
         num_workers: processes per rank that decode and encode; 0 does it in the training process.
         filters: rules that leave training records out.
         max_tokens: most tokens of a prompt and one response; a longer sample is an error, never cut.
@@ -63,7 +73,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
         seed: fixes the order of training.
         shuffle_shards: shards of a source whose samples are mixed at a time; what is read lies in these.
         mix: what sources take turns with: ``samples``, or ``units`` that come from one source each.
-        unit: samples of a unit; ``batch_size`` if null.
+        unit: samples of a unit; if null ``batch_size``, or as many of mean length as ``token_budget`` holds.
         group_by_length: units that are sorted by length together, so that a batch holds samples of like
             length and little padding; 0 leaves the order as it is.
         on_bad_sample: ``raise`` ends the run at a sample that cannot be used; ``quarantine`` leaves it out,
@@ -92,6 +102,10 @@ class ShardDataModule(L.LightningDataModule, ABC):
         predict: str | list[str] | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
+        token_budget: int | None = None,
+        eval_token_budget: int | None = None,
+        sharing: Literal["auto", "off"] = "auto",
+        lengths_folder: str = LENGTHS,
         num_workers: int = 0,
         filters: list[Filter] | None = None,
         max_tokens: int | None = None,
@@ -114,6 +128,13 @@ class ShardDataModule(L.LightningDataModule, ABC):
         self.shards = {"val": val, "test": test, "predict": predict}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
+        if eval_token_budget is None and eval_batch_size is None:
+            eval_token_budget = token_budget
+        check_budgets(token_budget, eval_token_budget, kind=self.kind, mix=mix)
+        self.token_budget = token_budget
+        self.eval_token_budget = eval_token_budget
+        self.sharing = sharing
+        self.lengths_folder = lengths_folder
         self.num_workers = num_workers
         self.filters = filters or []
         self.max_tokens = max_tokens
@@ -122,7 +143,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
         self.seed = seed
         self.shuffle_shards = shuffle_shards
         self.mix = mix
-        self.unit = unit or batch_size
+        self.unit = unit or (None if token_budget else batch_size)
         self.group_by_length = group_by_length
         self.on_bad_sample = on_bad_sample
         self.max_bad_fraction = max_bad_fraction
@@ -133,6 +154,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
         self.prefetch = prefetch
         self.dropped: dict[str, int] = {}
         self._datasets: dict[str, Records] = {}
+        self._budgets: dict[str, TokenBudget] = {}
         self._damage: list[BadSample] = []
 
     @abstractmethod
@@ -142,14 +164,18 @@ class ShardDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Load the processor and open the shards of every split; to fit, filter the training ones.
 
-        Every stage opens all splits, so that a domain has the same id in each.
+        Every stage opens all splits, so that a domain has the same id in each. Where batches keep to a budget
+        of tokens, the tokens of all records are counted, unless they were before.
 
         Raises:
-            InputError: a path or an address that leads to no shard, filters that leave nothing, or a cache
-                that is too small.
+            InputError: a path or an address that leads to no shard, filters that leave nothing, a cache that
+                is too small, or a record that is longer than the budget.
         """
         if not self._datasets:
             self._open()
+        evaluated = {"fit": "val", "validate": "val"}.get(stage, stage)
+        if self.eval_token_budget is not None and evaluated in self._datasets:
+            self._open_budget(evaluated, self.eval_token_budget)
         if stage == "fit":
             self._begin_fit()
             if self.shards["val"] is None and self.trainer is not None:
@@ -159,19 +185,20 @@ class ShardDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> ResumingLoader:
         """Batches for training, from where training stands."""
         self.dataset("train")
-        return self._loader("train", self.order, self.batch_size)
+        self.progress.leave_epoch(self.trainer, size=len(self.order))
+        return self._loader("train", self.order)
 
     def val_dataloader(self) -> ResumingLoader:
         """Batches for validation, every record once, in the order of the shards."""
-        return self._loader("val", SequentialOrder(len(self.dataset("val"))), self.eval_batch_size)
+        return self._loader("val", SequentialOrder(len(self.dataset("val"))))
 
     def test_dataloader(self) -> ResumingLoader:
         """Batches for testing, every record once, in the order of the shards."""
-        return self._loader("test", SequentialOrder(len(self.dataset("test"))), self.eval_batch_size)
+        return self._loader("test", SequentialOrder(len(self.dataset("test"))))
 
     def predict_dataloader(self) -> ResumingLoader:
         """Batches for scoring, every record once, in the order of the shards."""
-        return self._loader("predict", SequentialOrder(len(self.dataset("predict"))), self.eval_batch_size)
+        return self._loader("predict", SequentialOrder(len(self.dataset("predict"))))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Note how far the order has come, and what of it was bad; raises if that is too much."""
@@ -200,7 +227,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
         return {
             "position": position,
             "step": self._step,
-            "order": self.order.fingerprint,
+            "order": self._fingerprint,
             "quarantine": self.quarantine.state_dict() | {"position": position},
         }
 
@@ -212,7 +239,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
         """
         if "order" not in self.__dict__:
             return  # a checkpoint is loaded to evaluate
-        if state["order"] != self.order.fingerprint:
+        if state["order"] != self._fingerprint:
             raise InputError(
                 "the checkpoint comes from a run with other training data, or another seed, mixture, filter "
                 "or unit, so its place in them means nothing here: give the same data settings, or start a "
@@ -263,8 +290,16 @@ class ShardDataModule(L.LightningDataModule, ABC):
 
     @property
     def _step(self) -> int:
-        """Samples of a training step, over all ranks."""
-        return self.batch_size * self._ranks[1]
+        """Samples of a training step, over all ranks; 0 where their tokens are counted."""
+        return 0 if self.token_budget else self.batch_size * self._ranks[1]
+
+    @property
+    def _fingerprint(self) -> str:
+        """What tells the order of training from another one, down to the lengths that it groups by."""
+        grouped_by = (
+            [self._budgets["train"].fingerprint] if self.token_budget and self.group_by_length else []
+        )
+        return "/".join([self.order.fingerprint, *grouped_by])
 
     @cached_property
     def _encoder_in_bytes(self) -> ChatEncoder:
@@ -277,17 +312,15 @@ class ShardDataModule(L.LightningDataModule, ABC):
             video_frames=self.video_frames,
             response_suffix=self.response_suffix,
         )
-        on_damage = self._damage.append if self.on_bad_sample == "quarantine" else None
         named = {"train": [one for source in self.sources for one in source.names]}
         named |= {split: as_list(shards) for split, shards in self.shards.items()}
-        cache = None
-        if any(is_remote(one) for shards in named.values() for one in shards):
-            cache = ShardCache(self.cache_folder, round(self.cache_gb * 1e9))
-        opened = {
-            split: ShardDataset(shards, kind=self.kind, on_damage=on_damage, cache=cache)
-            for split, shards in named.items()
-            if shards
-        }
+        opened = open_splits(
+            named,
+            kind=self.kind,
+            on_damage=self._damage.append if self.on_bad_sample == "quarantine" else None,
+            cache_folder=self.cache_folder,
+            cache_bytes=round(self.cache_gb * 1e9),
+        )
         self.domains = sorted({domain for dataset in opened.values() for domain in dataset.domains})
         self._datasets = dict(opened)
 
@@ -308,19 +341,22 @@ class ShardDataModule(L.LightningDataModule, ABC):
             )
             self._datasets["train"] = train
         counts = np.split(train.counts, ends[:-1])
-        for source, part in zip(self.sources, counts, strict=True):
-            if not part.sum():
-                raise InputError(
-                    f"data.train: nothing is left of {source.shards}: loosen data.filters, or leave it out"
-                )
+        costs, unit = train.costs, self.unit
+        if self.token_budget is not None:
+            budget = self._open_budget("train", self.token_budget)
+            costs, unit = budget.sizes, unit or max(1, round(self.token_budget / budget.mean))
+            if self.trainer is not None:
+                # Lightning counts the steps of an epoch once, and by lengths they differ from epoch to epoch.
+                self.trainer.reload_dataloaders_every_n_epochs = 1
         self.order = TrainingOrder(
-            [Part(part, source.weight) for part, source in zip(counts, self.sources, strict=True)],
+            as_parts(self.sources, counts),
             seed=self.seed,
             window=self.shuffle_shards,
             mix=self.mix,
-            unit=self.unit,
+            unit=unit or self.batch_size,
             pool=self.group_by_length,
-            costs=train.costs,
+            costs=costs,
+            cut="samples" if self.token_budget is None else "costs",
         )
         self.progress = TrainingPosition()
         rank, world_size = self._ranks
@@ -332,8 +368,24 @@ class ShardDataModule(L.LightningDataModule, ABC):
             world_size=world_size,
         )
 
-    def _loader(self, split: str, order: Order, batch_size: int) -> ResumingLoader:
+    def _open_budget(self, split: str, tokens: int) -> TokenBudget:
+        """The budget of the batches of a split."""
+        if split not in self._budgets:
+            self._budgets[split] = open_budget(
+                tokens,
+                self.dataset(split),
+                self.collator(),
+                layout="trees" if self.sharing == "auto" and self.kind is Kind.PREFERENCE else "padded",
+                folder=self.lengths_folder,
+                num_workers=self.num_workers,
+                keeps_bad=self.on_bad_sample == "quarantine",
+            )
+        return self._budgets[split]
+
+    def _loader(self, split: str, order: Order) -> ResumingLoader:
         rank, world_size = self._ranks
+        tokens = self.token_budget if split == "train" else self.eval_token_budget
+        number = self.batch_size if split == "train" else self.eval_batch_size
         collator = self.collator()
         if self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING:
             # It calls ``on_after_batch_transfer``; who iterates a loader by hand would not.
@@ -342,7 +394,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
             self.dataset(split),
             order,
             collator,
-            batch_size=batch_size,
+            batch_size=number if tokens is None else self._open_budget(split, tokens),
             rank=rank,
             world_size=world_size,
             keeps_going=self.on_bad_sample == "quarantine",
@@ -352,7 +404,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
         def begin() -> tuple[int, int]:
             if split != "train":
                 return 0, 0
-            return self.progress.begin(self.trainer, size=len(order), step=batches.step)
+            return self.progress.begin(self.trainer, size=len(order), steps=batches.steps.count)
 
         return ResumingLoader(
             batches,

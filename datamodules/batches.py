@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +17,7 @@ from ixc_lightning.datamodules.collate import Collator, Sample
 from ixc_lightning.datamodules.order import FILL, Order, TrainingOrder
 from ixc_lightning.datamodules.quarantine import BadSample
 from ixc_lightning.datamodules.remote import StoreInputError
+from ixc_lightning.datamodules.steps import Budget, BudgetedSteps, CountedSteps, Steps
 from ixc_lightning.types import InputError, Record
 
 MAX_TRIES = 1000
@@ -46,9 +48,10 @@ class Records(Protocol):
 class BatchDataset(Dataset[Any]):
     """The batches of one rank, each by the place in the order where the step of all ranks begins.
 
-    A step takes ``world_size`` · ``batch_size`` samples that follow each other in the order; each rank takes
-    its slice of them. The slice is shorter where the order ends or samples are bad. One that is empty gets a
-    copy of a good sample, marked as not real, so that no rank waits for another.
+    A step takes samples that follow each other in the order, ``batch_size`` for each rank or as many as fit
+    into its budget of tokens; each rank takes its slice of them. The slice is shorter where the order ends or
+    samples are bad. One that is empty gets a copy of a good sample, marked as not real, so that no rank waits
+    for another.
 
     Before a batch is made, the shards of those to come are named to the records, which fetch what lies at an
     address. Each worker looks ahead at its own.
@@ -57,7 +60,7 @@ class BatchDataset(Dataset[Any]):
         records: where the records are.
         order: which of them comes when.
         collator: encodes and collates them.
-        batch_size: rows of a full batch.
+        batch_size: rows of a full batch, or the tokens that it may hold.
         rank: this process.
         world_size: number of processes.
         keeps_going: whether a bad sample is left out and reported with its batch; else it raises.
@@ -70,7 +73,7 @@ class BatchDataset(Dataset[Any]):
         order: Order,
         collator: Collator[Any],
         *,
-        batch_size: int,
+        batch_size: int | Budget,
         rank: int,
         world_size: int,
         keeps_going: bool,
@@ -81,19 +84,18 @@ class BatchDataset(Dataset[Any]):
         self.collator = collator
         self.batch_size = batch_size
         self.rank = rank
-        self.world_size = world_size
+        self.steps: Steps = (
+            CountedSteps(order, world_size, batch_size)
+            if isinstance(batch_size, int)
+            else BudgetedSteps(order, world_size, batch_size)
+        )
         self.keeps_going = keeps_going
         self.prefetch = prefetch
         self._ahead: dict[int, Int64[np.ndarray, " N"]] = {}
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
-        return -(-len(self.order) // self.step)
-
-    @property
-    def step(self) -> int:
-        """Samples of one step, of all ranks together."""
-        return self.batch_size * self.world_size
+        """Steps of the first epoch."""
+        return self.steps.count(0)
 
     def __getitem__(self, start: int) -> Any:
         """Return this rank's batch of the step that begins at ``start``, counted over all epochs.
@@ -111,34 +113,42 @@ class BatchDataset(Dataset[Any]):
         return self.collator.collate(
             samples or [self._any_sample(epoch, place)],
             real=[True] * len(samples) or [False],
-            position=epoch * len(self.order) + min(place + self.step, len(self.order)),
+            position=self.steps.end(start),
             bad=bad,
         )
 
     def _indices(self, start: int) -> Int64[np.ndarray, " N"]:
         """Numbers of this rank's records in the step that begins at ``start``."""
-        epoch, place = divmod(start, len(self.order))
-        indices = self.order.records(epoch, place + self.rank * self.batch_size + np.arange(self.batch_size))
+        first, stop = self.steps.share(start, self.rank)
+        epoch = start // len(self.order)
+        indices = self.order.records(epoch, np.arange(first, stop) - epoch * len(self.order))
         return indices[indices != FILL]
 
     def _look_ahead(self, start: int) -> None:
         """Have the shards of this process's next batches fetched, beginning with the one at ``start``."""
         worker = get_worker_info()
-        stride = self.step * (worker.num_workers if worker else 1)
-        stop = start + stride * (self.prefetch + 1)
-        if not isinstance(self.order, TrainingOrder):  # it ends with its epoch
-            stop = min(stop, (start // len(self.order) + 1) * len(self.order))
+        stride = worker.num_workers if worker else 1
         known, self._ahead = self._ahead, {}
         with suppress(InputError):  # which a batch raises when it is made
-            for ahead in range(start, stop, stride):
+            for ahead in islice(self._starts(start), 0, stride * self.prefetch + 1, stride):
                 self._ahead[ahead] = known[ahead] if ahead in known else self._indices(ahead)
         self.records.prefetch(np.concatenate([*self._ahead.values(), np.arange(0)]))
+
+    def _starts(self, start: int) -> Iterator[int]:
+        """Where the steps from ``start`` on begin; an order that is not for training ends with its epoch."""
+        last = None if isinstance(self.order, TrainingOrder) else self.steps.epoch_end(start)
+        while start != last:
+            yield start
+            start = self.steps.end(start)
 
     def _sample(self, index: int, bad: list[BadSample]) -> Sample | None:
         """Return a record and what it is encoded to; a bad one is put on the list."""
         try:
             record = self.records.record(index)
-            return record, self.collator.encode(record)
+            encoded = self.collator.encode(record)
+            if not isinstance(self.batch_size, int):
+                self.batch_size.check(index, encoded)
+            return record, encoded
         except StoreInputError:  # it says nothing about the sample
             raise
         except InputError as error:
@@ -184,15 +194,17 @@ class StepSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[int]:
         start, _ = self.begin()
-        size = len(self.batches.order)
-        return iter(range(start, (start // size + 1) * size, self.batches.step))
+        steps = self.batches.steps
+        end = steps.epoch_end(start)
+        while start < end:
+            yield start
+            start = steps.end(start)
 
     def __len__(self) -> int:
         """Steps of the epoch that is begun, those done before a resume included."""
         start, done = self.begin()
-        size = len(self.batches.order)
-        has_ended = done > 0 and start % size == 0
-        return done if has_ended else done - (start % size - size) // self.batches.step
+        has_ended = done > 0 and start % len(self.batches.order) == 0
+        return done if has_ended else done + self.batches.steps.count(start)
 
 
 class ResumingLoader(DataLoader[Any]):

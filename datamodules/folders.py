@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
+from ixc_lightning.datamodules.cache import ShardCache
+from ixc_lightning.datamodules.manifest import MANIFEST, Manifest, TableFile, open_table
 from ixc_lightning.datamodules.remote import join_url, read_remote, shown, split_url
-from ixc_lightning.datamodules.shard_writer import MANIFEST, Manifest
+from ixc_lightning.datamodules.shard_table import ShardRow, ShardTable
 from ixc_lightning.types import InputError
 
 Place: TypeAlias = Path | str
@@ -17,28 +19,23 @@ REPORT = "conversion.json"
 """What a converter writes into its folder; names the folders of shards below it."""
 
 
-class Listed(NamedTuple):
-    """What the manifest of its folder says of a shard.
+class Folders:
+    """Manifests and reports of folders, each read once.
 
-    Attributes:
-        samples: number of its samples.
-        bytes: size of the tar.
-        sha256: checksum of the tar in hexadecimal.
-        domains: of all shards of the folder.
+    Args:
+        cache: keeps the tables of manifests at an address; if null, that below the home directory, made when
+            there is such a table.
     """
 
-    samples: int
-    bytes: int
-    sha256: str
-    domains: list[str]
-
-
-class Folders:
-    """Manifests and reports of folders, each read once."""
-
-    def __init__(self) -> None:
+    def __init__(self, cache: ShardCache | None = None) -> None:
+        self._cache = cache
         self._manifests: dict[Place, Manifest | None] = {}
-        self._listed: dict[Place, dict[str, Listed]] = {}
+
+    @property
+    def cache(self) -> ShardCache:
+        """What keeps files from an address."""
+        self._cache = self._cache or ShardCache()
+        return self._cache
 
     def manifest(self, folder: Place) -> Manifest | None:
         """Return the manifest of a folder, or None if it has none.
@@ -48,21 +45,20 @@ class Folders:
         """
         if folder not in self._manifests:
             data = _read(folder, MANIFEST)
-            manifest = None if data is None else Manifest.parse(data, name=shown(inside(folder, MANIFEST)))
-            self._manifests[folder] = manifest
+            self._manifests[folder] = None if data is None else self._parse(folder, data)
         return self._manifests[folder]
 
-    def listed(self, shard: Place) -> Listed | None:
+    def listed(self, shard: Place) -> ShardRow | None:
         """Return what the manifest of its folder says of a shard, or None if it says nothing."""
         folder, name = (shard.parent, shard.name) if isinstance(shard, Path) else split_url(shard)
-        if folder not in self._listed:
-            manifest = self.manifest(folder)
-            domains = list(manifest.domains) if manifest else []
-            self._listed[folder] = {
-                entry["file"]: Listed(entry["samples"], entry["bytes"], entry["sha256"], domains)
-                for entry in (manifest.shards if manifest else ())
-            }
-        return self._listed[folder].get(name)
+        manifest = self.manifest(folder)
+        number = manifest.shards.find(name) if manifest else None
+        return None if manifest is None or number is None else manifest.shards[number]
+
+    def domains(self, shard: Place) -> list[str]:
+        """Return the domains of all shards of a shard's folder, as far as its manifest says them."""
+        manifest = self.manifest(shard.parent if isinstance(shard, Path) else split_url(shard)[0])
+        return list(manifest.domains) if manifest else []
 
     def parts(self, folder: Place) -> list[Place]:
         """Return the folders of shards that a converter wrote below this one, sorted; else none.
@@ -83,6 +79,18 @@ class Folders:
                 f"{shown(inside(folder, REPORT))}: {problem}; delete it, or convert again"
             ) from None
         return [inside(folder, name) for name in names]
+
+    def _parse(self, folder: Place, data: bytes) -> Manifest:
+        name = shown(inside(folder, MANIFEST))
+        return Manifest.parse(data, name=name, open_table=lambda table: self._open_table(folder, table))
+
+    def _open_table(self, folder: Place, table: TableFile) -> ShardTable:
+        if isinstance(folder, Path):
+            return open_table(folder, table)
+        url = join_url(folder, table.file)
+        # Open, it stays in the cache; a process that is spawned maps it, too.
+        lease = self.cache.open(url, table.sha256)
+        return ShardTable.open(self.cache.path(url), name=shown(url), lease=lease)
 
 
 def inside(folder: Place, name: str) -> Place:

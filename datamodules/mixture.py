@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Int64
 
+from ixc_lightning.datamodules.order import Part
 from ixc_lightning.types import InputError
 
 
@@ -56,6 +57,20 @@ def source_ends(sources: Sequence[Source], groups: Sequence[int]) -> Int64[np.nd
     """Return behind which shard each source ends, from the number of shards of each name."""
     sizes = iter(groups)
     return np.cumsum([sum(islice(sizes, len(source.names))) for source in sources])
+
+
+def as_parts(sources: Sequence[Source], counts: Sequence[Int64[np.ndarray, " _"]]) -> list[Part]:
+    """Return the sources as parts of an order, from the number of samples of each of their shards.
+
+    Raises:
+        InputError: nothing is left of a source.
+    """
+    for source, part in zip(sources, counts, strict=True):
+        if not part.sum():
+            raise InputError(
+                f"data.train: nothing is left of {source.shards}: loosen data.filters, or leave it out"
+            )
+    return [Part(part, source.weight) for source, part in zip(sources, counts, strict=True)]
 
 
 def check_window(

@@ -134,7 +134,8 @@ class TrainingOrder(Order):
     take turns as evenly as whole numbers allow, sample by sample or unit by unit.
 
     Grouping sorts the samples of a pool of neighbouring units by cost, cuts them into units, and shuffles the
-    units: a batch holds samples of like length, while what an epoch holds stays the same.
+    units: a batch holds samples of like length, while what an epoch holds stays the same. Units are cut by
+    number, or into parts of like cost, so that short samples come in larger units than long ones.
 
     Args:
         parts: the sources, in the order in which their records are numbered.
@@ -144,7 +145,8 @@ class TrainingOrder(Order):
             source's last unit of an epoch is then filled up with ``FILL``.
         unit: samples of a unit; the batch of one rank, usually.
         pool: units that are grouped by length together; 0 does not group.
-        costs: relative costs of the records of given numbers, such as their lengths; needed to group.
+        costs: costs of the records of given numbers, such as their lengths; needed to group.
+        cut: units of a pool are of as many samples, or of like ``costs``, which must then add up.
 
     Attributes:
         fingerprint: the same for the same order, so that a place in it can be told from one in another.
@@ -160,6 +162,7 @@ class TrainingOrder(Order):
         unit: int = 1,
         pool: int = 0,
         costs: Callable[[Places], Int64[np.ndarray, " N"]] | None = None,
+        cut: Literal["samples", "costs"] = "samples",
     ) -> None:
         self.sources = [
             ShuffledSource(part.counts, window=window, key=key_of(seed, number))
@@ -170,11 +173,12 @@ class TrainingOrder(Order):
         self.shares = [
             max(1, round(part.weight * source.size)) for part, source in zip(parts, self.sources, strict=True)
         ]
-        self.seed, self.unit, self.pool, self.costs = seed, unit, pool, costs
+        self.seed, self.unit, self.pool, self.costs, self.cut = seed, unit, pool, costs, cut
         self.turn = unit if mix == "units" else 1
         units = unit if pool or mix == "units" else 1
         layout = hashlib.sha256(b"".join(source.counts.tobytes() for source in self.sources)).hexdigest()
-        self.fingerprint = str(key_of(seed, window, mix, units, pool, *self.shares, layout))
+        by_costs = [cut] if pool and cut == "costs" else []
+        self.fingerprint = str(key_of(seed, window, mix, units, pool, *self.shares, layout, *by_costs))
         self._pool = lru_cache(maxsize=2)(self._sort_pool)
 
     def __len__(self) -> int:
@@ -233,12 +237,20 @@ class TrainingOrder(Order):
         costs = np.full_like(records, -1)
         costs[records != FILL] = self.costs(records[records != FILL])
         stays_pure = self.turn > 1
-        records = records[np.lexsort((costs, source * stays_pure))]
-        whole = len(records) // self.unit
-        key = key_of(self.seed, "units", epoch, pool)
-        units = permute(np.arange(whole), whole, key).tolist() if whole else []
-        parts = [records[number * self.unit : (number + 1) * self.unit] for number in units]
-        return np.concatenate([*parts, records[whole * self.unit :]])
+        by_cost = np.lexsort((costs, source * stays_pure))
+        units, whole = self._cut_pool(np.maximum(costs[by_cost], 0))
+        turns = np.append(
+            np.argsort(permute(np.arange(whole), whole, key_of(self.seed, "units", epoch, pool))), whole
+        )
+        return records[by_cost][np.argsort(turns[units], kind="stable")]
+
+    def _cut_pool(self, costs: Places) -> tuple[Places, int]:
+        """The unit of each sample of a sorted pool, and how many units change places; a rest stays behind."""
+        whole = len(costs) // self.unit
+        if self.cut == "samples" or not costs.any():
+            return np.arange(len(costs)) // self.unit, whole
+        whole = max(whole, 1)
+        return (np.cumsum(costs) - costs) * whole // costs.sum(), whole
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_pool"}

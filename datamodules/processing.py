@@ -41,6 +41,7 @@ class Encoded(NamedTuple):
         media: pixel tensors and grids of the prompt's pictures.
         responses: token ids (T,) of each response, its end-of-turn token included.
         scales: how those of ``media`` that are bytes become the processor's floats.
+        for_reward: the same prompt by the processor of a reward model, if that one reads other tokens.
     """
 
     ids: Tensor
@@ -48,6 +49,7 @@ class Encoded(NamedTuple):
     media: dict[str, Tensor]
     responses: list[Tensor]
     scales: Scales = NO_SCALES
+    for_reward: Encoded | None = None
 
 
 class ChatEncoder:
@@ -106,6 +108,23 @@ class ChatEncoder:
             responses=responses,
             scales=self.scales,
         )
+
+    def answers(self, messages: Messages, texts: Sequence[str], *, where: str) -> list[Tensor]:
+        """Token ids (T,) of answers to a prompt that was encoded before, as if they had been encoded with it.
+
+        Args:
+            messages: the prompt; its media are not needed.
+            texts: what the assistant answers, one answer each.
+            where: ``shard:key`` of the prompt's record.
+
+        Raises:
+            InputError: the template cannot take the conversation.
+        """
+        shard, _, key = where.rpartition(":")
+        record = Record(key, shard, "", "", tuple(messages))
+        prompt = self._text(record, messages, opens_answer=True)
+        said = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in texts]
+        return self._responses([self._answer(record, prompt, [*messages, answer]) for answer in said])
 
     def in_bytes(self) -> ChatEncoder:
         """This encoder with pixels that are bytes still, or itself if the processor's floats need more.

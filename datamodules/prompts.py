@@ -11,10 +11,10 @@ import torch
 
 from ixc_lightning.datamodules.base import ShardDataModule
 from ixc_lightning.datamodules.collate import Collator, Sample, keys, modalities, prompts, responses
-from ixc_lightning.datamodules.processing import Encoded
+from ixc_lightning.datamodules.processing import ChatEncoder, Encoded
 from ixc_lightning.datamodules.quarantine import BadSample
 from ixc_lightning.datamodules.records import Kind
-from ixc_lightning.types import PromptBatch, Record
+from ixc_lightning.types import PromptBatch, Record, RewardPrompts
 
 
 class PromptDataModule(ShardDataModule):
@@ -26,21 +26,55 @@ class PromptDataModule(ShardDataModule):
     """
 
     kind = Kind.PROMPT
+    reward_encoder: ChatEncoder | None = None
+
+    def encode_for(self, source: str, *, response_suffix: str = "") -> ChatEncoder:
+        """Encode every prompt for a reward model with tokens of its own as well, from the next loader on.
+
+        ``max_tokens`` does not bound these: it counts the policy's tokens.
+
+        Args:
+            source: hub id or folder of the reward model's processor.
+            response_suffix: text put after every response, such as a reward token.
+
+        Returns:
+            The encoder, which encodes answers too.
+
+        Raises:
+            InputError: the processor cannot be loaded or has no chat template.
+        """
+        self.reward_encoder = ChatEncoder(
+            source, video_frames=self.video_frames, response_suffix=response_suffix
+        )
+        return self.reward_encoder
 
     def collator(self) -> PromptCollator:
         """Puts the prompts, and their answers as they are and as tokens."""
-        return PromptCollator(self.encoder, self.domains)
+        return PromptCollator(self.encoder, self.domains, self.reward_encoder)
 
 
 class PromptCollator(Collator[PromptBatch]):
-    """Prompt records to a ``PromptBatch``."""
+    """Prompt records to a ``PromptBatch``.
+
+    Args:
+        encoder: encodes prompts for the policy.
+        domains: names of the domains, in the order of their ids.
+        reward_encoder: encodes them for a reward model that reads other tokens, if there is one.
+    """
+
+    def __init__(
+        self, encoder: ChatEncoder, domains: Sequence[str], reward_encoder: ChatEncoder | None = None
+    ) -> None:
+        super().__init__(encoder, domains)
+        self.reward_encoder = reward_encoder
 
     def encode(self, record: Record) -> Encoded:
         """Encode the prompt, which alone must keep to ``max_tokens``, and the answer as bare text."""
         encoded = self.encoder(record, record.messages, [])
         text = answer_text(record.answer)
         ids = self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-        return encoded._replace(responses=[torch.tensor(ids, dtype=torch.long)])
+        twice = None if self.reward_encoder is None else self.reward_encoder(record, record.messages, [])
+        return encoded._replace(responses=[torch.tensor(ids, dtype=torch.long)], for_reward=twice)
 
     def collate(
         self, samples: Sequence[Sample], *, real: Sequence[bool], position: int, bad: Sequence[BadSample]
@@ -57,7 +91,14 @@ class PromptCollator(Collator[PromptBatch]):
             real=torch.tensor(real),
             position=position,
             bad=list(bad),
+            reward_prompts=reward_prompts(samples),
         )
+
+
+def reward_prompts(samples: Sequence[Sample]) -> RewardPrompts | None:
+    """The prompts as a reward model with tokens of its own reads them; None where there is no such one."""
+    encoded = [sample.for_reward for _, sample in samples if sample.for_reward is not None]
+    return RewardPrompts(prompts(encoded), [record.messages for record, _ in samples]) if encoded else None
 
 
 def answer_text(answer: Any) -> str:

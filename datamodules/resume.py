@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import lightning as L
 
 
@@ -34,21 +36,48 @@ class TrainingPosition:
         done = trainer.fit_loop.epoch_loop.batch_progress.total.processed >= self._batches
         return self.arrived if done else self._before
 
-    def begin(self, trainer: L.Trainer | None, *, size: int, step: int) -> tuple[int, int]:
+    def leave_epoch(self, trainer: L.Trainer | None, *, size: int) -> None:
+        """Have Lightning begin an epoch whose loader it is asking for, if it goes on behind the one before.
+
+        From a checkpoint that was written at the last batch of an epoch, it compares the batches done of that
+        epoch with the number of the new one's, which may be larger: by lengths, or on other ranks.
+
+        Args:
+            trainer: the trainer, or None outside one.
+            size: samples of an epoch.
+        """
+        if trainer is None or self.arrived != trainer.current_epoch * size:
+            return
+        loop = trainer.fit_loop.epoch_loop
+        if loop.restarting and loop.restarted_on_train_batch_end:
+            loop.batch_progress.increment_completed()
+            loop.reset_restart_stage()
+            loop.restarting = False
+
+    def begin(self, trainer: L.Trainer | None, *, size: int, steps: Callable[[int], int]) -> tuple[int, int]:
         """Where the epoch begins that Lightning is about to go through, and how many steps of it are done.
 
         Args:
             trainer: the trainer, or None outside one.
             size: samples of an epoch.
-            step: samples of a step over all ranks.
+            steps: number of steps from a place to the end of its epoch.
         """
         if trainer is None:
             return self.arrived, 0
         loop = trainer.fit_loop.epoch_loop
         done = loop.batch_progress.current.processed if loop.restarting else 0
         epoch = max(trainer.current_epoch, self.arrived // size)
-        limit = trainer.limit_train_batches
-        allowed = limit if isinstance(limit, int) else int(limit * -(-size // step))
-        if done >= allowed and self.arrived // size == epoch and self.arrived % size:
-            epoch += 1  # a limited epoch has ended, and Lightning is about to begin the next one
-        return (self.arrived if self.arrived // size == epoch else epoch * size), done
+        start = self.arrived if self.arrived // size == epoch else epoch * size
+        if done and start % size and done >= _allowed(trainer, epoch * size, steps):
+            start = (epoch + 1) * size  # a limited epoch has ended, and the next one is about to begin
+        # Lightning may say for a while yet what was done of the epoch before.
+        return start, 0 if start == trainer.current_epoch * size else done
+
+
+def _allowed(trainer: L.Trainer, epoch: int, steps: Callable[[int], int]) -> float:
+    """Steps after which Lightning ends the epoch that begins at a place, though samples are left."""
+    limit = trainer.limit_train_batches
+    if isinstance(limit, int):
+        return limit
+    # Without a limit the samples decide: on more ranks, an epoch has fewer steps than are done of it already.
+    return float("inf") if limit == 1.0 else int(limit * steps(epoch))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, NamedTuple, TypeVar
 
 from ixc_lightning.datamodules.cache import ShardCache, index_url
-from ixc_lightning.datamodules.folders import Listed
+from ixc_lightning.datamodules.folders import Folders
 from ixc_lightning.datamodules.index import (
     Entry,
     Header,
@@ -25,6 +25,7 @@ from ixc_lightning.datamodules.index import (
 )
 from ixc_lightning.datamodules.quarantine import BadSample
 from ixc_lightning.datamodules.remote import UNAVAILABLE, StoreInputError, shown
+from ixc_lightning.datamodules.shard_table import ShardRow
 from ixc_lightning.types import InputError
 
 S = TypeVar("S", Path, str)
@@ -36,19 +37,31 @@ class Survey(NamedTuple):
     Attributes:
         samples: number of its samples.
         bytes: size of the tar.
+        sha256: checksum of the tar in hexadecimal; empty if nothing says it.
         domains: names of its domains, or of those of its folder.
         entries: its index, where nothing but a scan gave it.
     """
 
     samples: int
     bytes: int
+    sha256: str
     domains: Iterable[str]
     entries: list[Entry] | None = None
 
     @classmethod
     def of(cls, entries: list[Entry], size: int) -> Survey:
         """Return what a scan of a tar of ``size`` bytes found."""
-        return cls(len(entries), size, {entry.domain for entry in entries} - {""}, entries)
+        return cls(len(entries), size, "", {entry.domain for entry in entries} - {""}, entries)
+
+    @classmethod
+    def listed(cls, row: ShardRow, domains: Iterable[str]) -> Survey:
+        """Return what a manifest says."""
+        return cls(row.samples, row.bytes, row.sha256, domains)
+
+    @classmethod
+    def indexed(cls, header: Header) -> Survey:
+        """Return what a sidecar says."""
+        return cls(header.samples, header.bytes, header.sha256, header.domains)
 
 
 class ShardFiles(ABC, Generic[S]):
@@ -62,12 +75,12 @@ class ShardFiles(ABC, Generic[S]):
         weakref.finalize(self, _close, self._streams)
 
     @abstractmethod
-    def survey(self, shard: S, listed: Listed | None, on_damage: OnDamage | None) -> Survey:
-        """Return what a shard holds: from manifest or sidecar, else by a scan.
+    def survey(self, shard: S, folders: Folders, on_damage: OnDamage | None) -> Survey:
+        """Return what a shard holds that was named by itself: from manifest or sidecar, else by a scan.
 
         Args:
             shard: path or URL.
-            listed: what the manifest says.
+            folders: reads the manifest of its folder.
             on_damage: takes what cannot be read of a damaged shard; without it, damage raises.
 
         Raises:
@@ -75,19 +88,28 @@ class ShardFiles(ABC, Generic[S]):
         """
 
     @abstractmethod
-    def entries(self, shard: S) -> list[Entry]:
-        """Return the index of a shard; raises as ``survey``."""
+    def entries(self, shard: S, sha256: str, *, keeps_going: bool) -> list[Entry]:
+        """Return the index of a shard.
+
+        Args:
+            shard: path or URL.
+            sha256: checksum of the tar, where it is known, else empty.
+            keeps_going: of a damaged shard, return the sound part.
+
+        Raises:
+            InputError: naming the shard, if it cannot be read or is another one.
+        """
 
     @abstractmethod
-    def open(self, shard: S) -> BinaryIO:
-        """Return the tar, open; raises as ``survey``."""
+    def open(self, shard: S, sha256: str) -> BinaryIO:
+        """Return the tar, open; raises as ``entries``."""
 
-    def descriptor(self, shard: S) -> int:
+    def descriptor(self, shard: S, sha256: str) -> int:
         """Return the descriptor of a tar; reads name their offset, so forked processes may share it."""
         if shard not in self._streams:
             while len(self._streams) >= self.max_open:
                 self._streams.popitem(last=False)[1].close()
-            self._streams[shard] = self.open(shard)
+            self._streams[shard] = self.open(shard, sha256)
         self._streams.move_to_end(shard)
         return self._streams[shard].fileno()
 
@@ -113,30 +135,40 @@ class LocalFiles(ShardFiles[Path]):
 
     max_open = 64
 
-    def survey(self, shard: Path, listed: Listed | None, on_damage: OnDamage | None) -> Survey:
+    def survey(self, shard: Path, folders: Folders, on_damage: OnDamage | None) -> Survey:
         """Return what a shard holds; one that is not that of its sidecar is scanned, or raises."""
         has_index = index_path(shard).exists()
-        if has_index and listed and listed.bytes == shard.stat().st_size:
-            return Survey(listed.samples, listed.bytes, listed.domains)
+        if has_index and (row := folders.listed(shard)) and row.bytes == shard.stat().st_size:
+            return Survey.listed(row, folders.domains(shard))
         if has_index:
             try:
-                header = read_header(shard)
-                return Survey(header.samples, header.bytes, header.domains)
+                return Survey.indexed(read_header(shard))
             except InputError:
                 if on_damage is None:
                     raise
         return Survey.of(read_entries(shard, on_damage=on_damage), shard.stat().st_size)
 
-    def entries(self, shard: Path) -> list[Entry]:
-        """Return the index of a shard."""
-        return read_entries(shard)
+    def entries(self, shard: Path, sha256: str, *, keeps_going: bool) -> list[Entry]:
+        """Return the index of a shard, from its sidecar if it has one, which must be that of the tar."""
+        if sha256 and index_path(shard).exists():
+            known = read_header(shard, on_damage=_ignore if keeps_going else None).sha256
+            if known not in ("", sha256):
+                problem = "was made from another tar than the one in the manifest"
+                raise InputError(
+                    f"{index_path(shard)}: {problem}; copy both again, or run `index` on the folder"
+                )
+        return read_entries(shard, on_damage=_ignore if keeps_going else None)
 
-    def open(self, shard: Path) -> BinaryIO:
+    def open(self, shard: Path, sha256: str) -> BinaryIO:
         """Return the tar, open."""
         try:
             return shard.open("rb", buffering=0)
         except OSError as error:
             raise InputError(f"{shard}: cannot be read ({error.strerror}); was it moved?") from None
+
+
+def _ignore(_: BadSample) -> None:
+    """What is lacking is noticed when a record is asked for."""
 
 
 class RemoteFiles(ShardFiles[str]):
@@ -155,40 +187,35 @@ class RemoteFiles(ShardFiles[str]):
     def __init__(self, cache: ShardCache) -> None:
         super().__init__()
         self.cache = cache
-        self._checksums: dict[str, str] = {}
         self._failures: dict[str, str] = {}
 
-    def survey(self, shard: str, listed: Listed | None, on_damage: OnDamage | None) -> Survey:
+    def survey(self, shard: str, folders: Folders, on_damage: OnDamage | None) -> Survey:
         """Return what a shard holds."""
-        if listed:
-            self._checksums[shard] = listed.sha256
-            return Survey(listed.samples, listed.bytes, listed.domains)
-        if sidecar := self._sidecar(shard):
-            header, _ = sidecar
-            self._checksums[shard] = header.sha256
-            return Survey(header.samples, header.bytes, header.domains)
-        return self._scan(shard, on_damage)
+        if row := folders.listed(shard):
+            return Survey.listed(row, folders.domains(shard))
+        if sidecar := self._sidecar(shard, ""):
+            return Survey.indexed(sidecar[0])
+        return self._scan(shard, "", on_damage)
 
-    def entries(self, shard: str) -> list[Entry]:
+    def entries(self, shard: str, sha256: str, *, keeps_going: bool) -> list[Entry]:
         """Return the index of a shard, from its sidecar if it has one."""
         with self._failing_once(shard):
-            if sidecar := self._sidecar(shard):
+            if sidecar := self._sidecar(shard, sha256):
                 return sidecar[1]
-            return self._scan(shard, None).entries or []
+            return self._scan(shard, sha256, _ignore if keeps_going else None).entries or []
 
-    def open(self, shard: str) -> BinaryIO:
+    def open(self, shard: str, sha256: str) -> BinaryIO:
         """Return the local copy, open."""
         with self._failing_once(shard):
-            return self.cache.open(shard, self._checksums.get(shard) or None)
+            return self.cache.open(shard, sha256 or None)
 
     def prefetch(self, shards: Iterable[str]) -> None:
         """Fetch the tars in the background."""
         self.cache.prefetch(shards)
 
-    def _sidecar(self, shard: str) -> tuple[Header, list[Entry]] | None:
+    def _sidecar(self, shard: str, wanted: str) -> tuple[Header, list[Entry]] | None:
         """Return what the sidecar says, or None if there is none; one of another tar is fetched once more."""
         sidecar = index_url(shard)
-        wanted = self._checksums.get(shard, "")
         for is_last in (False, True):
             try:
                 stream = self.cache.open(sidecar)
@@ -204,13 +231,13 @@ class RemoteFiles(ShardFiles[str]):
             f"{shown(sidecar)}: was made from another tar than the one in the manifest; upload both again"
         )
 
-    def _scan(self, shard: str, on_damage: OnDamage | None) -> Survey:
+    def _scan(self, shard: str, sha256: str, on_damage: OnDamage | None) -> Survey:
         def report(bad: BadSample) -> None:
             assert on_damage is not None
             on_damage(bad._replace(shard=shown(shard), reason=self._rename(shard, bad.reason)))
 
         path = self.cache.path(shard)
-        with self.cache.open(shard, self._checksums.get(shard) or None), self._named(shard):
+        with self.cache.open(shard, sha256 or None), self._named(shard):
             return Survey.of(scan_shard(path, on_damage=on_damage and report), path.stat().st_size)
 
     @contextmanager

@@ -3,7 +3,8 @@
 
 FOLDER/shard-000000.tar           <key>.json, then <key>.<file> of every medium
 FOLDER/shard-000000.index.jsonl   offset and size of every member, see ``index``
-FOLDER/manifest.json              kind, counts, and the SHA-256 of every shard
+FOLDER/manifest.json              kind and counts, see ``manifest``
+FOLDER/manifest-<SHA>.safetensors samples, bytes and SHA-256 of every shard
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +22,10 @@ from typing import Any, NamedTuple
 from webdataset import TarWriter
 
 from ixc_lightning.datamodules.index import Header, write_index
-from ixc_lightning.datamodules.record_checks import shortened
+from ixc_lightning.datamodules.manifest import Manifest
 from ixc_lightning.datamodules.records import Kind, parse_record
 from ixc_lightning.types import InputError
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
-SHARD_FIELDS = {"file": str, "samples": int, "bytes": int, "sha256": str}
-"""What a manifest says of a shard."""
 MAX_SHARD_BYTES = 1_000_000_000
 """A shard is closed once it holds so much, even if it has fewer samples than asked for."""
 KEY = re.compile(r"(?!__)[^./\s]+(/[^./\s]+)*")
@@ -49,92 +44,6 @@ class Sample(NamedTuple):
     key: str
     record: Mapping[str, Any]
     media: Mapping[str, bytes] = {}
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a folder of shards holds.
-
-    Attributes:
-        kind: kind of record.
-        samples: number of samples.
-        modalities: number of samples of each modality.
-        domains: number of samples of each domain.
-        shards: for each shard its ``file``, ``samples``, ``bytes`` and ``sha256``.
-        version: of this format.
-    """
-
-    kind: str
-    samples: int
-    modalities: dict[str, int]
-    domains: dict[str, int]
-    shards: list[dict[str, Any]]
-    version: int = MANIFEST_VERSION
-
-    @classmethod
-    def of(cls, kind: Kind, shards: Mapping[str, Header]) -> Manifest:
-        """Return the manifest of shards of one kind, by their file names in the order of the folder."""
-        return cls(
-            kind=kind.value,
-            samples=sum(header.samples for header in shards.values()),
-            modalities=_total(header.modalities for header in shards.values()),
-            domains=_total(header.domains for header in shards.values()),
-            shards=[
-                {"file": name, "samples": header.samples, "bytes": header.bytes, "sha256": header.sha256}
-                for name, header in shards.items()
-            ],
-        )
-
-    @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Return the manifest of a folder.
-
-        Raises:
-            InputError: naming the file, if it is missing or no manifest of this version.
-        """
-        path = folder / MANIFEST
-        try:
-            return cls.parse(path.read_bytes(), name=str(path))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; was the folder written to the end?") from None
-
-    @classmethod
-    def parse(cls, data: bytes, *, name: str) -> Manifest:
-        """Return the manifest that ``save`` wrote.
-
-        Args:
-            data: what the file holds.
-            name: of the file, for messages.
-
-        Raises:
-            InputError: naming the file, if it is no manifest of this version.
-        """
-        try:
-            manifest = cls(**json.loads(data))
-            manifest._check_types()
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            problem = f"is not a manifest ({shortened(str(error))})"
-            raise InputError(f"{name}: {problem}; delete it, or write the shards again") from None
-        if manifest.version != MANIFEST_VERSION:
-            raise InputError(
-                f"{name}: has version {manifest.version}, not {MANIFEST_VERSION}; write the shards again"
-            )
-        return manifest
-
-    def save(self, folder: Path) -> None:
-        """Write the manifest of a folder; it appears whole."""
-        text = json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
-        partial = folder / f".{MANIFEST}.{os.getpid()}.partial"
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(folder / MANIFEST)
-
-    def _check_types(self) -> None:
-        counts = [self.samples, *dict(self.modalities).values(), *dict(self.domains).values()]
-        if not all(isinstance(count, int) for count in counts):
-            raise TypeError("a count is no number")
-        for shard in self.shards:
-            if not all(isinstance(shard[name], kind) for name, kind in SHARD_FIELDS.items()):
-                raise TypeError("a field of a shard has another type")
 
 
 def write_shards(
@@ -218,7 +127,3 @@ def _write_shard(path: Path, samples: Iterator[tuple[Sample, bytes]], count: int
             size += writer.write({"__key__": sample.key, **sample.media})
             if number >= count or size >= MAX_SHARD_BYTES:
                 return
-
-
-def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    return dict(sorted(sum(map(Counter, counts), Counter[str]()).items()))

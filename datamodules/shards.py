@@ -2,38 +2,54 @@
 """Reading of WebDataset shards as a map-style data set: any record by its number, in any process.
 
 Members are read at the offsets of the index, never through an unpickling decoder. ``shard_writer`` writes
-them. In memory are a few numbers per shard; the index of a shard is read when one of its records is. Shards
-at an address come through a cache on the disk.
+them. Of a folder with a manifest nothing else is looked at when it is opened, and what the manifest says is
+mapped, so a million shards open as quickly as ten; the index of a shard is read when one of its records is.
+Shards at an address come through a cache on the disk.
 """
 
 from __future__ import annotations
 
+import builtins
 import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import Dataset
 
 from ixc_lightning.datamodules.cache import ShardCache
-from ixc_lightning.datamodules.folders import Folders
 from ixc_lightning.datamodules.index import BLOCK, Entry, OnDamage
-from ixc_lightning.datamodules.patterns import expand_shards
+from ixc_lightning.datamodules.opening import open_shards
 from ixc_lightning.datamodules.records import Kind, Place, parse_record
-from ixc_lightning.datamodules.remote import is_remote, shown
-from ixc_lightning.datamodules.shard_files import LocalFiles, RemoteFiles, ShardFiles
+from ixc_lightning.datamodules.remote import StoreInputError, is_remote, shown
+from ixc_lightning.datamodules.shard_files import ShardFiles
 from ixc_lightning.types import MODALITIES, InputError, Record
 
 MAX_INDICES = 64
 """Indices that one process keeps in memory; the oldest goes first."""
 TAR_NAME_LENGTH = 100
 """Longer member names, and names beyond ASCII, are not whole in the tar header."""
+
+
+class OpenShard(NamedTuple):
+    """A shard whose records are read.
+
+    Attributes:
+        place: its path or URL.
+        name: the same for people.
+        sha256: its checksum in hexadecimal; empty if it is not known.
+        entries: its index.
+    """
+
+    place: Path | str
+    name: str
+    sha256: str
+    entries: list[Entry]
 
 
 class ShardDataset(Dataset[Record]):
@@ -49,15 +65,14 @@ class ShardDataset(Dataset[Record]):
         cache: keeps what lies at an address; if null, that below the home directory.
 
     Raises:
-        InputError: naming the path or URL, if nothing is there, or a shard is no tar, is cut off, or is not
-            that of its index.
+        InputError: naming the path or URL, if nothing is there, or a shard without a manifest is no tar, is
+            cut off, or is not that of its index. Of one that a manifest lists, that is found when a record of
+            it is read.
 
     Attributes:
         shards: path or URL of every shard.
         groups: number of shards of each thing that was named.
         kind: as given.
-        counts: number of records of every shard.
-        bytes: size of every shard.
         domains: names of the domains that occur, sorted.
     """
 
@@ -69,33 +84,33 @@ class ShardDataset(Dataset[Record]):
         on_damage: OnDamage | None = None,
         cache: ShardCache | None = None,
     ) -> None:
-        folders = Folders()
-        found = expand_shards(shards, kind=None if kind is None else Kind(kind), folders=folders)
-        self.kind = Kind(kind or Kind.PREFERENCE)
-        self.groups = [len(group) for group in found]
-        self.shards = list(chain(*found))
-        self._local = LocalFiles()
-        self._remote = RemoteFiles(cache or ShardCache()) if any(map(is_remote, self.shards)) else None
-        surveys = [
-            self._files(number).survey(shard, folders.listed(shard), on_damage)
-            for number, shard in enumerate(self.shards)
-        ]
-        self.counts = np.array([survey.samples for survey in surveys], dtype=np.int64)
-        self.bytes = np.array([survey.bytes for survey in surveys], dtype=np.int64)
-        if not self.counts.sum():
+        found = open_shards(
+            shards, kind=None if kind is None else Kind(kind), cache=cache, on_damage=on_damage
+        )
+        self.shards, self.groups = found.shards, found.groups
+        self._local, self._remote = found.local, found.remote
+        if not len(self):
             raise InputError(
                 f"{_shown(shards)}: the shards hold no samples; check that they were written to the end"
             )
-        self.domains = sorted(set().union(*(survey.domains for survey in surveys)))
-        self._ends = np.cumsum(self.counts)
-        self._numbers = {shown(shard): number for number, shard in enumerate(self.shards)}
-        self._scanned = {
-            number: survey.entries for number, survey in enumerate(surveys) if survey.entries is not None
-        }
-        self._entries: OrderedDict[int, list[Entry]] = OrderedDict()
+        self.kind = Kind(kind or Kind.PREFERENCE)
+        self.domains = sorted(set().union(*(run.domains for run in self.shards.runs)))
+        self._keeps_going = on_damage is not None
+        self._scanned = found.scanned
+        self._opened: OrderedDict[int, OpenShard] = OrderedDict()
+
+    @property
+    def counts(self) -> Int64[np.ndarray, " S"]:
+        """Number of records of every shard."""
+        return self.shards.counts
+
+    @property
+    def bytes(self) -> Int64[np.ndarray, " S"]:
+        """Size of every shard."""
+        return self.shards.bytes
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self.shards.samples
 
     def __getitem__(self, index: int) -> Record:
         """Return record ``index``, with the bytes of its media; raises as ``record``."""
@@ -113,22 +128,29 @@ class ShardDataset(Dataset[Record]):
             IndexError: if there is no such record.
         """
         shard, entry = self._find(index)
-        path = shown(self.shards[shard])
         if "json" not in entry.members:
-            raise Place(path, entry.key).error("json", f"is missing; add a member {entry.key}.json")
+            raise Place(shard.name, entry.key).error("json", f"is missing; add a member {entry.key}.json")
         files = {
             field: self._read(shard, entry, field) if media else b""
             for field in entry.members
             if field != "json"
         }
         data = self._read(shard, entry, "json")
-        record = parse_record(data, files, kind=self.kind, shard=path, key=entry.key)
+        record = parse_record(data, files, kind=self.kind, shard=shard.name, key=entry.key)
         return record if media else replace(record, media={})
 
     def place(self, index: int) -> tuple[str, str]:
-        """Return shard and key of record ``index``, without reading it; raises if the index is damaged."""
-        shard, entry = self._find(index)
-        return shown(self.shards[shard]), entry.key
+        """Return shard and key of record ``index``, without reading it.
+
+        Where the index of the shard is damaged, nobody knows the key, and it is empty.
+        """
+        shard, _ = self._locate(index)
+        try:
+            return shown(self.shards[shard]), self._find(index)[1].key
+        except StoreInputError:  # it says nothing about the shard
+            raise
+        except InputError:
+            return shown(self.shards[shard]), ""
 
     def name(self, index: int) -> str:
         """Return ``shard:key`` of record ``index``, without reading it."""
@@ -141,11 +163,11 @@ class ShardDataset(Dataset[Record]):
             KeyError: if there is none.
         """
         path, _, key = name.rpartition(":")
-        shard = self._numbers[path]
-        keys = [entry.key for entry in self._index(shard)]
-        if key not in keys:
+        shard = self.shards.find(path)
+        keys = [] if shard is None else [entry.key for entry in self._open(shard).entries]
+        if shard is None or key not in keys:
             raise KeyError(name)
-        return self.record(int(self._ends[shard] - self.counts[shard]) + keys.index(key))
+        return self.record(self.shards.first(shard) + keys.index(key))
 
     def modality(self, index: int) -> str:
         """Return the modality of record ``index``, without reading it."""
@@ -169,10 +191,13 @@ class ShardDataset(Dataset[Record]):
         """
         if self._remote is None:
             return
-        numbers = dict.fromkeys(np.searchsorted(self._ends, indices, side="right").tolist())
+        numbers = dict.fromkeys(self._locate(index)[0] for index in indices.tolist())
         remote = [number for number in numbers if is_remote(self.shards[number])]
-        fits = np.cumsum(self.bytes[remote]) <= self._remote.cache.max_bytes // 2
-        self._remote.prefetch([self.shards[number] for number, fit in zip(remote, fits, strict=True) if fit])
+        fits = np.cumsum([self.shards.row(number).bytes for number in remote])
+        room = self._remote.cache.max_bytes // 2
+        self._remote.prefetch(
+            [str(self.shards[number]) for number, end in zip(remote, fits, strict=True) if end <= room]
+        )
 
     @property
     def is_remote(self) -> bool:
@@ -182,7 +207,7 @@ class ShardDataset(Dataset[Record]):
     @property
     def remote_bytes(self) -> Int64[np.ndarray, " S"]:
         """Size of every shard that lies at an address, and 0 for those on a disk."""
-        return np.where([is_remote(shard) for shard in self.shards], self.bytes, 0)
+        return self.shards.remote_bytes
 
     def close(self) -> None:
         """Close the open files; the next read opens them again."""
@@ -191,43 +216,51 @@ class ShardDataset(Dataset[Record]):
             self._remote.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_entries": OrderedDict()}
+        return self.__dict__ | {"_opened": OrderedDict()}
 
-    def _files(self, shard: int) -> ShardFiles[Any]:
-        """What reads a shard."""
-        return self._remote if self._remote and is_remote(self.shards[shard]) else self._local
-
-    def _find(self, index: int) -> tuple[int, Entry]:
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the number of the shard that holds record ``index``, and the record's number in it."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, self._index(shard)[index - int(self._ends[shard])]
+        return self.shards.locate(index % len(self))
 
-    def _index(self, shard: int) -> list[Entry]:
-        """Return the entries of a shard, kept for its next record."""
-        if shard in self._scanned:
-            return self._scanned[shard]
-        if shard not in self._entries:
-            if len(self._entries) >= MAX_INDICES:
-                self._entries.popitem(last=False)
-            entries = self._files(shard).entries(self.shards[shard])
-            if len(entries) != self.counts[shard]:
-                problem = f"holds {len(entries)} records, but held {self.counts[shard]} when it was opened"
-                raise InputError(f"{shown(self.shards[shard])}: {problem}; start again")
-            self._entries[shard] = entries
-        self._entries.move_to_end(shard)
-        return self._entries[shard]
+    def _find(self, index: int) -> tuple[OpenShard, Entry]:
+        number, within = self._locate(index)
+        shard = self._open(number)
+        if within >= len(shard.entries):
+            problem = f"lacks record {within + 1:,} of {self.shards.row(number).samples:,}"
+            raise InputError(f"{shard.name}: {problem}: it is cut off, or damaged before it; copy it again")
+        return shard, shard.entries[within]
 
-    def _read(self, shard: int, entry: Entry, field: str) -> bytes:
+    def _open(self, number: int) -> OpenShard:
+        """Return what reading a shard takes, kept for its next record."""
+        if number not in self._opened:
+            place, row = self.shards[number], self.shards.row(number)
+            entries = self._scanned.get(str(place))
+            if entries is None:
+                entries = self._files(place).entries(place, row.sha256, keeps_going=self._keeps_going)
+            # Of a damaged shard, those that are there are read.
+            if len(entries) > row.samples or (len(entries) < row.samples and not self._keeps_going):
+                problem = f"holds {len(entries):,} records, but {row.samples:,} were counted"
+                raise InputError(f"{shown(place)}: {problem}; run `index` on its folder, and start again")
+            if len(self._opened) >= MAX_INDICES:
+                self._opened.popitem(last=False)
+            self._opened[number] = OpenShard(place, shown(place), row.sha256, entries)
+        self._opened.move_to_end(number)
+        return self._opened[number]
+
+    def _files(self, place: Path | str) -> ShardFiles[Any]:
+        """What reads a shard."""
+        return self._remote if self._remote and is_remote(place) else self._local
+
+    def _read(self, shard: OpenShard, entry: Entry, field: str) -> builtins.bytes:
         """Return the bytes of a member; the header before it must be its own, else the shard has changed."""
         offset, size = entry.members[field]
-        descriptor = self._files(shard).descriptor(self.shards[shard])
+        descriptor = self._files(shard.place).descriptor(shard.place, shard.sha256)
         block = os.pread(descriptor, BLOCK + size, offset - BLOCK)
         if len(block) < BLOCK + size or not _is_header(block[:BLOCK], f"{entry.key}.{field}", size):
             problem = f"member {entry.key}.{field} is not where the index says; the shard has changed"
-            name = shown(self.shards[shard])
-            raise InputError(f"{name}: {problem}. Delete its .index.jsonl, or copy both again")
+            raise InputError(f"{shard.name}: {problem}. Delete its .index.jsonl, or copy both again")
         return block[BLOCK:]
 
 
@@ -266,7 +299,7 @@ class Selection:
     @property
     def counts(self) -> Int64[np.ndarray, " S"]:
         """Number of records of every shard."""
-        ends = np.searchsorted(self.kept, np.cumsum(self.records.counts))
+        ends = np.searchsorted(self.kept, self.records.shards.ends)
         return np.diff(ends, prepend=0)
 
     def __len__(self) -> int:

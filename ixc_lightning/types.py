@@ -188,6 +188,18 @@ class Sequences(NamedTuple):
     token_types: dict[str, Int[Tensor, "B L"]]
 
 
+class RewardPrompts(NamedTuple):
+    """The prompts of a batch as a reward model reads them whose tokens are not those of the policy.
+
+    Attributes:
+        prompts: encoded by the reward model's own processor, with its own pixels.
+        messages: the conversation of each prompt, as its record has it, so that an answer can follow it.
+    """
+
+    prompts: Prompts
+    messages: list[tuple[Mapping[str, Any], ...]]
+
+
 class PromptBatch(NamedTuple):
     """Prompts to be answered by a policy.
 
@@ -202,6 +214,7 @@ class PromptBatch(NamedTuple):
         real: False in the row of a batch that has none of its own: a copy of a record, to be counted nowhere.
         position: place in the global order right behind this step, in samples over all ranks and epochs.
         bad: key, shard and reason of the samples that were to be in the batch and cannot be used.
+        reward_prompts: the same prompts for a reward model that reads other tokens; None where it does not.
     """
 
     prompts: Prompts
@@ -213,6 +226,7 @@ class PromptBatch(NamedTuple):
     real: Bool[Tensor, " B"]
     position: int
     bad: list[tuple[str, str, str]]
+    reward_prompts: RewardPrompts | None = None
 
 
 class Rollout(NamedTuple):
@@ -231,6 +245,7 @@ class Rollout(NamedTuple):
         modality: index into ``MODALITIES``.
         keys: ``shard:key`` of every prompt's record.
         real: False in rows that are to be counted nowhere.
+        reward_prompts: those of the B prompts, once; None where the reward model reads the policy's tokens.
     """
 
     prompts: Prompts
@@ -242,6 +257,7 @@ class Rollout(NamedTuple):
     modality: Int[Tensor, " R"]
     keys: list[str]
     real: Bool[Tensor, " R"]
+    reward_prompts: RewardPrompts | None = None
 
     @property
     def lengths(self) -> Int[Tensor, " R"]:

@@ -22,6 +22,7 @@ LAYERS = {
     "processors": {"types"},
     "models": {"types", "functional"},
     "publishing": {"types"},
+    "planning": {"types", "functional", "models"},
     "export": {"types", "functional", "models", "processors", "publishing"},
     "rollout": {"types", "functional", "models", "processors"},
     "metrics": {"types", "functional"},
@@ -41,6 +42,7 @@ CONFINED = {
     "transformers": {
         "models",
         "rollout",
+        "planning",
         "processors",
         "datamodules.processing",  # data knows a processor, never a model
     },

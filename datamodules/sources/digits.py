@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ixc_lightning.datamodules.manifest import Manifest
 from ixc_lightning.datamodules.records import Kind
-from ixc_lightning.datamodules.shard_writer import Manifest, Sample, new_folder, write_shards
+from ixc_lightning.datamodules.shard_writer import Sample, new_folder, write_shards
 from ixc_lightning.datamodules.sources._digit_questions import Task, draw_task
 from ixc_lightning.types import MODALITIES, InputError
 

@@ -15,9 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from ixc_lightning.datamodules.manifest import Manifest
 from ixc_lightning.datamodules.records import Kind
 from ixc_lightning.datamodules.samples import SampleShards
-from ixc_lightning.datamodules.shard_writer import Manifest, Sample, write_shards
+from ixc_lightning.datamodules.shard_writer import Sample, write_shards
 from ixc_lightning.datamodules.sources._noise import Noise, NoiseMaker
 from ixc_lightning.types import InputError
 

@@ -14,9 +14,10 @@ from random import Random
 from rich.console import Console
 from rich.progress import track
 
+from ixc_lightning.datamodules.manifest import Manifest
 from ixc_lightning.datamodules.records import Kind
 from ixc_lightning.datamodules.samples import SampleShards
-from ixc_lightning.datamodules.shard_writer import Manifest, Sample, write_shards
+from ixc_lightning.datamodules.shard_writer import Sample, write_shards
 from ixc_lightning.datamodules.sources._noise import NOISES, Noise, NoiseMaker
 from ixc_lightning.types import InputError
 

@@ -88,6 +88,11 @@ def convert_checkpoint(words: list[str]) -> None:
     call(module.convert_checkpoint, words, name="convert-checkpoint")
 
 
+def plan(words: list[str]) -> None:
+    """Say whether a recipe fits on some GPUs."""
+    import_module("ixc_lightning.cli.plan").plan(words)
+
+
 def serve(words: list[str]) -> None:
     """Serve a reward model over HTTP."""
     call(import_module("ixc_lightning.cli.serve").serve, words, name="serve")
@@ -128,6 +133,7 @@ COMMANDS = {
     "consolidate": Command("make one file of a sharded checkpoint", consolidate),
     "card": Command("write evaluations into the card of an exported model", card),
     "compare": Command("compare two models on a benchmark, item by item", compare),
+    "plan": Command("say what a recipe takes of a GPU's memory and time, from its config alone", plan),
     "serve": Command("serve a reward model over HTTP", serve),
     "convert-checkpoint": Command(
         "convert the released InternLM-XComposer2.5 for use here, or back", convert_checkpoint

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ixc_lightning.datamodules.indexing import check_shards, index_shards, paths_of, write_manifest
-from ixc_lightning.datamodules.shard_writer import MANIFEST
+from ixc_lightning.datamodules.indexing import check_shards, index_shards, paths_of, renew_manifest
+from ixc_lightning.datamodules.manifest import MANIFEST
 from ixc_lightning.types import InputError
 
 
 def index(shards: str, check: bool = False) -> None:
     """Write what opening shards quickly needs, or check them.
 
-    Every tar gets its .index.jsonl, unless a sound one is there. A folder without a manifest.json gets one.
+    Every tar gets its .index.jsonl, unless a sound one is there. A folder gets its manifest.json, unless one
+    of these shards is there; one of an earlier version is renewed.
 
     Args:
         shards: a tar, a folder with tars, or a pattern such as data/shard-{000000..000009}.tar.
@@ -31,10 +32,11 @@ def index(shards: str, check: bool = False) -> None:
         indexed.append(one)
         samples = f"{one.header.samples:,} samples, {one.header.bytes:,} bytes"
         print(f"{one.path}: {samples}, index {one.action}")
-    folder = Path(shards).expanduser()
-    if folder.is_dir() and not (folder / MANIFEST).exists():
-        manifest = write_manifest(folder, indexed)
-        print(f"{folder / MANIFEST}: {manifest.samples:,} {manifest.kind} records, written")
+    if not Path(shards).expanduser().is_dir():
+        return
+    for folder in sorted({path.parent for path in paths}):
+        if manifest := renew_manifest(folder, [one for one in indexed if one.path.parent == folder]):
+            print(f"{folder / MANIFEST}: {manifest.samples:,} {manifest.kind} records, written")
 
 
 def _check(paths: list[Path]) -> None:

@@ -37,7 +37,8 @@ class CLI(LightningCLI):
         )
         parser.add_lightning_class_args(HuggingFaceExport, "export")
         parser.link_arguments("model", "data.init_args.processor", compute_fn=first_source)
-        parser.link_arguments("trainer.max_steps", "model.init_args.scheduler.init_args.total_steps")
+        for schedule in ("scheduler", "critic_scheduler"):
+            parser.link_arguments("trainer.max_steps", f"model.init_args.{schedule}.init_args.total_steps")
 
     def before_instantiate_classes(self) -> None:
         """Refuse a device or a checkpoint that is not there, then make what the recipe needs."""
@@ -71,8 +72,13 @@ class CLI(LightningCLI):
         """Keep the recipe: Lightning would put the checkpoint's settings over it, and over explicit flags."""
 
 
-def run_trainer(words: list[str]) -> CLI:
+def run_trainer(words: list[str], *, cli: type[CLI] = CLI, run: bool = True) -> CLI:
     """Run a verb of the Trainer.
+
+    Args:
+        words: the command line.
+        cli: what reads it.
+        run: whether the first word is a verb to be run; else the recipe is only read.
 
     Raises:
         InputError: a recipe or a checkpoint that is not there, or a Trainer that cannot be built as asked.
@@ -86,7 +92,7 @@ def run_trainer(words: list[str]) -> CLI:
     # lightning 2.6.6 on torch 2.15, its own pytree helper (2026-11).
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     try:
-        return CLI(
+        return cli(
             L.LightningModule,
             L.LightningDataModule,
             subclass_mode_model=True,
@@ -95,6 +101,7 @@ def run_trainer(words: list[str]) -> CLI:
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "python -m ixc_lightning"},
             args=find_recipes(words),
+            run=run,
         )
     except MisconfigurationException as error:
         raise InputError(str(error)) from error

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ixc_lightning.functional.media import places_of_rows
@@ -114,11 +114,16 @@ def branch_positions(trees: Trees, of_prompts: Int[Tensor, "*axes B P"]) -> Int[
         trees: prompts and responses.
         of_prompts: the prompts' positions, of one axis or of several (time, height, width).
     """
-    real = of_prompts.masked_fill(~trees.prompts.mask, -1).amax(dim=-1)
-    start = real.reshape(-1, real.shape[-1]).amax(dim=0) + 1
+    start = next_positions(of_prompts, trees.prompts.mask)
     count = trees.responses.mask.long().cumsum(dim=1) - 1
     positions = start[trees.prompt_index, None] + count.clamp(min=0)
     return positions.expand(*of_prompts.shape[:-2], -1, -1)
+
+
+def next_positions(of_prompts: Int[Tensor, "*axes B P"], mask: Bool[Tensor, "B P"]) -> Int[Tensor, " B"]:
+    """The position behind each prompt: one more than its highest, on whatever axis that is."""
+    real = of_prompts.masked_fill(~mask, -1).amax(dim=-1)
+    return real.reshape(-1, real.shape[-1]).amax(dim=0) + 1
 
 
 def mean_of_trees(hidden: Float[Tensor, "L D"], packing: Packing) -> Float[Tensor, "R D"]:
@@ -140,6 +145,33 @@ def last_places(packing: Packing) -> Int[Tensor, " R"]:
     last = [own if packing.lengths[own] else prompt for prompt, own in packing.members]
     ends = [packing.starts[segment] + packing.lengths[segment] - 1 for segment in last]
     return torch.tensor(ends, device=packing.places.device)
+
+
+def predicting_places(packing: Packing) -> Int[Tensor, " N"]:
+    """Place of the token before each response token, all responses one after the other.
+
+    The state there predicts the token. Before the first token of a response it is the prompt's last one,
+    which all branches of a tree share.
+
+    Raises:
+        ValueError: a response to a prompt without tokens: nothing predicts its first token.
+
+    Example:
+        >>> ids = torch.tensor([[7, 8]])
+        >>> both = Responses(ids.repeat(2, 1), torch.tensor([[True, True], [True, False]]))
+        >>> tree = Trees(Prompts(ids, ids > 0, {}, {}), both, torch.tensor([0, 0]))
+        >>> predicting_places(pack(tree)).tolist()  # the row is [prompt, prompt, first, first, second]
+        [1, 2, 1]
+    """
+    places: list[int] = []
+    for prompt, own in packing.members:
+        start, length = packing.starts[own], packing.lengths[own]
+        if length and not packing.lengths[prompt]:
+            raise ValueError(f"prompt {prompt} has no token, so that nothing predicts its responses")
+        if length:
+            last = packing.starts[prompt] + packing.lengths[prompt] - 1
+            places += [last, *range(start, start + length - 1)]
+    return torch.tensor(places, dtype=torch.long, device=packing.places.device)
 
 
 def token_places(ids: Int[Tensor, " L"], packing: Packing, *, token_id: int) -> Int[Tensor, " R"]:

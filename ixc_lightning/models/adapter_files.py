@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,12 +15,15 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from ixc_lightning.models.adapters import LoRA, adapter_weights, inject, peft
+from ixc_lightning.models.quantisation import Quantisation
 from ixc_lightning.types import InputError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 EXTRA_FILE = "extra.safetensors"
 """Further tensors beside adapters: a reward head, say."""
+BASE_FILE = "base_settings.json"
+"""How the base model was changed before it was adapted; PEFT's config has no place for it."""
 PREFIX = "base_model.model."
 """Before every name in PEFT's files."""
 
@@ -32,11 +35,13 @@ class SavedAdapter(NamedTuple):
         folder: hub id or folder.
         base: hub id or folder of the base model.
         config: PEFT's own.
+        quantisation: of the base that the adapters were trained on.
     """
 
     folder: str
     base: str
     config: Any
+    quantisation: Quantisation | None
 
 
 def saved_adapter(source: str, *, beside: LoRA | None) -> SavedAdapter | None:
@@ -70,7 +75,8 @@ def saved_adapter(source: str, *, beside: LoRA | None) -> SavedAdapter | None:
             f"{source} holds adapters already, and adapter asks for new ones: leave adapter out to train "
             "those of the folder, or export them merged and start from that folder"
         )
-    return SavedAdapter(source, base, peft().LoraConfig.from_pretrained(str(Path(path).parent)))
+    config = peft().LoraConfig.from_pretrained(str(Path(path).parent))
+    return SavedAdapter(source, base, config, _quantisation(source))
 
 
 def load_adapter(base: PreTrainedModel, saved: SavedAdapter, *, name: str) -> None:
@@ -118,6 +124,7 @@ def save_adapter(
     folder: str | Path,
     *,
     name: str,
+    quantisation: Quantisation | None,
     extra: Mapping[str, Tensor],
 ) -> None:
     """Write adapters apart from their base model, as PEFT and transformers load them.
@@ -127,6 +134,7 @@ def save_adapter(
         base: the network without its language head, or the same.
         folder: made if it does not exist.
         name: of the adapters.
+        quantisation: of the base, for ``BASE_FILE``.
         extra: further tensors, for ``EXTRA_FILE``.
     """
     target = Path(folder)
@@ -141,6 +149,20 @@ def save_adapter(
     _save(weights, target / WEIGHTS_FILE)
     if extra:
         _save(extra, target / EXTRA_FILE)
+    if quantisation is not None:
+        (target / BASE_FILE).write_text(json.dumps({"quantisation": quantisation}, indent=2) + "\n")
+
+
+def _quantisation(source: str) -> Quantisation | None:
+    """What the adapters' base was quantised to when they were saved."""
+    path = _find(source, BASE_FILE)
+    kind = None if path is None else json.loads(Path(path).read_text()).get("quantisation")
+    if kind not in (None, *get_args(Quantisation)):
+        raise InputError(
+            f"{source}/{BASE_FILE}: quantisation is {kind!r}, which this version does not know; it knows "
+            f"{', '.join(get_args(Quantisation))}"
+        )
+    return kind
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ixc_lightning.models.internlm_xcomposer2.low_rank import LowRankUpdate
-from ixc_lightning.models.quantisation import plain_weight, quantised_kinds
+from ixc_lightning.models.quantisation import plain_weight, quantised_kinds, stand_in
 from ixc_lightning.types import InputError
 
 MATRICES = ("lora_A", "lora_B")
@@ -95,7 +96,8 @@ def inject(base: PreTrainedModel, config: Any, *, name: str) -> None:
     trained = {parameter: parameter.requires_grad for parameter in base.parameters()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
-        peft().inject_adapter_in_model(config, base, adapter_name=name)
+        with _stand_ins(base):
+            peft().inject_adapter_in_model(config, base, adapter_name=name)
     for weight in adapter_weights(base, name).values():
         weight.data = weight.data.float()
     for parameter, is_trained in trained.items():
@@ -207,6 +209,21 @@ def peft() -> Any:
     except ImportError as error:
         raise InputError("adapters need PEFT: pip install 'ixc-lightning[lora]'") from error
     return library
+
+
+@contextmanager
+def _stand_ins(base: nn.Module) -> Iterator[None]:
+    """Weights of no memory for linear layers on the meta device: PEFT puts adapters where their layer is."""
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear, *quantised_kinds())
+    linears: list[Any] = [part for part in base.modules() if isinstance(part, kinds) and part.weight.is_meta]
+    weights = [linear._parameters["weight"] for linear in linears]
+    for linear in linears:
+        linear._parameters["weight"] = stand_in(linear.weight)
+    try:
+        yield
+    finally:
+        for linear, weight in zip(linears, weights, strict=True):
+            linear._parameters["weight"] = weight
 
 
 def _linear_names(base: PreTrainedModel, layers: Sequence[nn.Module]) -> list[str]:

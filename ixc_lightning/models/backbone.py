@@ -14,33 +14,34 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
 
 from ixc_lightning.models.adapter_files import load_adapter, save_adapter, saved_adapter
 from ixc_lightning.models.adapters import (
     LoRA,
-    adapter_weights,
     add_adapter,
     expect_no_base,
     leave_base_out,
     merged_state,
 )
+from ixc_lightning.models.checkpointing import Checkpointing, checkpoint_activations
+from ixc_lightning.models.compiling import Compile, check_together, compile_layers
 from ixc_lightning.models.families import family_of
+from ixc_lightning.models.kernels import check_attention, guard_attention, use_liger
 from ixc_lightning.models.loading import is_multimodal, load_network
-from ixc_lightning.models.parts import longest_list, parameters_of
+from ixc_lightning.models.parted import ROLES as ROLES
+from ixc_lightning.models.parted import Parted
 from ixc_lightning.models.quantisation import Quantisation, quantise
-from ixc_lightning.models.shared_attention import SharedPrefix
+from ixc_lightning.models.shared_inputs import Prefill, SharedPrefix
 from ixc_lightning.models.visuals import Visuals
 from ixc_lightning.types import InputError, Prompts
 
-ROLES = ("vision", "projector", "language")
-"""The parts of a backbone that are frozen or trained as a whole."""
 ADAPTER = "default"
 """Name of the adapters that a backbone is built with."""
 
 
-class Backbone(nn.Module):
+class Backbone(Parted):
     """A pre-trained network from token ids and pictures to hidden states, with or without its language head.
 
     Args:
@@ -49,19 +50,21 @@ class Backbone(nn.Module):
         head: keep the language head; ``logits`` and generation need it.
         freeze: the ``ROLES`` that are not trained.
         dtype: type of the parameters: ``float32``, ``bfloat16`` or ``float16``.
-        attention: attention implementation, by its name in transformers.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        attention: ``sdpa``, ``flash_attention_2``, ``flash_attention_3``, ``flex_attention``, ``eager``, or
+            another name that transformers knows.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them:
+            ``true`` in all layers, a number k in every k-th, ``selective`` all but matrix products and
+            attention.
+        liger: Liger's Triton kernels for norms, rotations and gated activations.
+        compile: compile the decoder's layers: ``true``, a mode of ``torch.compile``, or ``aot_eager``.
         trust_remote_code: whether code that comes with the weights may run.
         adapter: low-rank adapters to train in the place of the language model's own weights.
         quantisation: of the decoder's linear layers, ``nf4`` for 4 bits; the language model's own weights are
-            not trained then.
+            not trained then. A folder of adapters brings its own.
 
     Raises:
         InputError: if the source cannot be loaded completely, an option is unknown, or the family is no use.
     """
-
-    adapter: str | None = None
-    """Name of the adapters that the network speaks through, if it has some."""
 
     def __init__(
         self,
@@ -72,15 +75,18 @@ class Backbone(nn.Module):
         freeze: Sequence[str] = ("vision", "projector"),
         dtype: str = "float32",
         attention: str = "sdpa",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = False,
+        liger: bool = False,
+        compile: Compile = False,
         trust_remote_code: bool = False,
         adapter: LoRA | None = None,
         quantisation: Quantisation | None = None,
     ) -> None:
         super().__init__()
         self.has_head = head
+        check_attention(attention)
         saved = saved_adapter(source, beside=adapter) if weights == "pretrained" else None
-        self.model: PreTrainedModel = load_network(
+        self.model = load_network(
             source if saved is None else saved.base,
             weights=weights,
             head=head,
@@ -90,11 +96,11 @@ class Backbone(nn.Module):
         )
         self.family = family_of(self.base)
         self.is_multimodal = is_multimodal(self.config)
-        self._check_family()
-        self.quantisation = quantisation
+        self.check_family()
+        self.quantisation = quantisation if saved is None else quantisation or saved.quantisation
         self.saved_as = "adapter" if adapter is None else adapter.saved_as
-        if quantisation is not None:
-            quantise(self.base, self.decoder_layers(), quantisation)
+        if self.quantisation is not None:
+            quantise(self.base, self.decoder_layers(), self.quantisation)
         if adapter is not None:
             add_adapter(self.base, self.decoder_layers(), adapter, name=ADAPTER)
         if saved is not None:
@@ -105,32 +111,12 @@ class Backbone(nn.Module):
             self.register_state_dict_post_hook(leave_base_out)
             self.register_load_state_dict_post_hook(expect_no_base)
         self.freeze(freeze)
-        if gradient_checkpointing:
-            self.model.activation_checkpointing_enable(
-                activation_checkpointing_kwargs={"use_reentrant": False}
-            )
-            # set along with it for the reentrant kind only; it would grow a graph through a frozen tower
-            self.model.disable_input_require_grads()
-
-    @property
-    def base(self) -> PreTrainedModel:
-        """The multi-modal network without its language head."""
-        return self.model.base_model if self.has_head else self.model
-
-    @property
-    def config(self) -> PretrainedConfig:
-        """The network's config."""
-        return self.model.config
-
-    @property
-    def keeps_language(self) -> bool:
-        """Whether the language model's own weights stay as they are, whatever ``freeze`` says."""
-        return self.adapter is not None or self.quantisation is not None
-
-    @property
-    def hidden_size(self) -> int:
-        """Width D of the hidden states."""
-        return self.config.get_text_config().hidden_size
+        guard_attention(self.decoder_layers()[0], attention)
+        if liger:
+            use_liger(self.model)
+        check_together(gradient_checkpointing, compile)
+        checkpoint_activations(self.model, gradient_checkpointing)
+        compile_layers(self.decoder_layers(), compile)
 
     def encode(self, media: Mapping[str, Tensor]) -> Visuals | None:
         """Encode the pictures and clips of a batch, once.
@@ -176,7 +162,7 @@ class Backbone(nn.Module):
         token_types: Mapping[str, Int[Tensor, "B L"]],
         visuals: Visuals | None,
         *,
-        shared: SharedPrefix | None = None,
+        shared: SharedPrefix | Prefill | None = None,
     ) -> Float[Tensor, "B L D"]:
         """The last hidden states, behind the final norm.
 
@@ -189,7 +175,8 @@ class Backbone(nn.Module):
                 ``token_type_ids``), 0 on responses and padding; names that the model does not know are
                 ignored.
             visuals: the encoded pictures of exactly these rows, or None for text.
-            shared: what a row of trees needs instead of its mask (``packing.read_trees``).
+            shared: what a row of trees needs instead of its mask (``packing.read_trees``), or responses that
+                grow behind their prompts (``growth``).
         """
         known = signature(self.base.forward).parameters
         inputs: dict[str, Any] = {name: value for name, value in token_types.items() if name in known}
@@ -201,7 +188,7 @@ class Backbone(nn.Module):
             inputs["position_ids"] = self.family.positions(self.base, ids, mask, token_types, grids)
         else:
             inputs |= shared.inputs()
-        return self.base(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+        return self.base(input_ids=ids, **{"use_cache": False, **inputs}).last_hidden_state
 
     def logits(self, hidden: Float[Tensor, "*L D"]) -> Float[Tensor, "*L V"]:
         """The language head's logits at the given hidden states, soft-capped where the family does so.
@@ -214,7 +201,11 @@ class Backbone(nn.Module):
         return self.family.logits(self.model, hidden)
 
     def generate(
-        self, prompts: Prompts, visuals: Visuals | None, settings: GenerationConfig
+        self,
+        prompts: Prompts,
+        visuals: Visuals | None,
+        settings: GenerationConfig,
+        processors: LogitsProcessorList | None = None,
     ) -> Int[Tensor, "B T"]:
         """Responses to the prompts, token by token with a cache of keys and values; no logits are kept.
 
@@ -223,6 +214,7 @@ class Backbone(nn.Module):
             visuals: the encoded pictures of exactly these rows, or None for text.
             settings: everything that decides the tokens; the network's own generation config is not asked,
                 because it may hold a penalty or a filter that nobody sees.
+            processors: what is done to the logits before a token is taken, by the settings.
 
         Returns:
             The tokens as sampled, then ``settings.pad_token_id`` behind a row's stop token.
@@ -237,69 +229,13 @@ class Backbone(nn.Module):
                 input_ids=prompts.ids,
                 attention_mask=prompts.mask.long(),
                 generation_config=settings,
+                logits_processor=processors,
                 synced_gpus=False,  # sharded layers are gathered as a whole, so ranks may stop apart
                 **inputs,
             )
         finally:
             self.model.generation_config = own
         return tokens[:, prompts.ids.shape[1] :]
-
-    def freeze(self, roles: Sequence[str]) -> None:
-        """Freeze exactly these ``ROLES`` and train all others; frozen modules also stay in evaluation mode.
-
-        Of a language model with adapters they alone are trained, and of a quantised one without them nothing.
-
-        Raises:
-            InputError: if a role is unknown.
-        """
-        if unknown := set(roles) - set(ROLES):
-            raise InputError(f"freeze: {', '.join(sorted(unknown))} is none of {', '.join(ROLES)}")
-        self.frozen = tuple(roles)
-        adapters = set() if self.adapter is None else {*adapter_weights(self.base, self.adapter).values()}
-        for role, parameters in self.role_parameters().items():
-            for parameter in parameters:
-                is_kept = role == "language" and self.keeps_language and parameter not in adapters
-                parameter.requires_grad_(role not in roles and not is_kept)
-        self.train(self.training)
-
-    def role_modules(self) -> dict[str, list[nn.Module]]:
-        """The modules of each role; a projector that sits inside the tower is part of that as well."""
-        vision = self.family.vision(self.base)
-        projector = [part for part in self.family.projector(self.base) if isinstance(part, nn.Module)]
-        inner = [module for module in self.base.children() if module not in vision + projector]
-        outer = (
-            [module for module in self.model.children() if module is not self.base] if self.has_head else []
-        )
-        return {"vision": vision, "projector": projector, "language": inner + outer}
-
-    def role_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters of each role, every parameter in exactly one; embeddings and head are language."""
-        projector = parameters_of(self.family.projector(self.base))
-        taken = {id(parameter) for parameter in projector}
-        vision = [
-            parameter
-            for parameter in parameters_of(self.family.vision(self.base))
-            if id(parameter) not in taken
-        ]
-        taken |= {id(parameter) for parameter in vision}
-        language = [parameter for parameter in self.parameters() if id(parameter) not in taken]
-        return {"vision": vision, "projector": projector, "language": language}
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Set training mode, except in frozen roles, whose dropout stays off."""
-        super().train(mode)
-        for role, modules in self.role_modules().items():  # the projector after the tower that may hold it
-            for module in modules:
-                module.train(mode and role not in self.frozen)
-        return self
-
-    def decoder_layers(self) -> list[nn.Module]:
-        """The layers of the language model, first to last, for sharding."""
-        return longest_list(self.role_modules()["language"])
-
-    def vision_blocks(self) -> list[nn.Module]:
-        """The blocks of the vision tower, first to last, for sharding; none in a text model."""
-        return longest_list(self.role_modules()["vision"])
 
     def save_pretrained(
         self, folder: str | Path, *, extra: Mapping[str, Tensor] | None = None, max_shard_size: str = "5GB"
@@ -319,7 +255,14 @@ class Backbone(nn.Module):
         """
         if self.adapter is not None and self.saved_as == "adapter":
             self._check_fits_apart()
-            save_adapter(self.model, self.base, folder, name=self.adapter, extra=extra or {})
+            save_adapter(
+                self.model,
+                self.base,
+                folder,
+                name=self.adapter,
+                quantisation=self.quantisation,
+                extra=extra or {},
+            )
             return
         own = merged_state(self.model, self.adapter)
         if taken := own.keys() & (extra or {}).keys():
@@ -334,16 +277,3 @@ class Backbone(nn.Module):
                 f"{' and '.join(sorted(trained))} are trained as a whole, and a folder of adapters cannot "
                 "hold them: freeze them, or set adapter.saved_as to merged"
             )
-
-    def _check_family(self) -> None:
-        if not self.is_multimodal:
-            return
-        name = type(self.base).__name__
-        if "mm_encoder_outputs" not in signature(self.base.forward).parameters:
-            raise InputError(
-                f"{name} cannot be given encoded pictures: upgrade to transformers>=5.23, or take another"
-            )
-        parts = self.role_modules()
-        if missing := [role for role in ("vision", "projector") if not parts[role]]:
-            known = ", ".join(child for child, _ in self.base.named_children())
-            raise InputError(f"no {' and no '.join(missing)} was found among the parts of {name}: {known}")

@@ -9,8 +9,13 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
+from ixc_lightning.functional.packing import Trees, pack, predicting_places
 from ixc_lightning.models.adapters import LoRA
+from ixc_lightning.models.checkpointing import Checkpointing
+from ixc_lightning.models.compiling import Compile
+from ixc_lightning.models.packing import Sharing, prepare, read_trees
 from ixc_lightning.models.quantisation import Quantisation
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.visuals import Visuals
@@ -33,7 +38,10 @@ class Critic(nn.Module):
         freeze: roles that are not trained, of ``vision``, ``projector`` and ``language``.
         dtype: of the backbone's weights; the head is always float32.
         attention: attention implementation, by its name in transformers.
-        gradient_checkpointing: recompute activations in the backward pass, for less memory.
+        gradient_checkpointing: recompute activations in the backward pass, for less memory: ``true`` in all
+            layers, a number k in every k-th, ``selective`` all but matrix products and attention.
+        liger: Liger's Triton kernels for norms, rotations and gated activations.
+        compile: compile the decoder's layers: ``true``, a mode of ``torch.compile``, or ``aot_eager``.
         adapter: low-rank adapters to train in the place of the language model's own weights, beside the head.
         quantisation: of the decoder's linear layers, ``nf4`` for 4 bits.
 
@@ -50,7 +58,9 @@ class Critic(nn.Module):
         freeze: Sequence[str] = ("vision", "projector"),
         dtype: str = "float32",
         attention: str = "sdpa",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = False,
+        liger: bool = False,
+        compile: Compile = False,
         adapter: LoRA | None = None,
         quantisation: Quantisation | None = None,
     ) -> None:
@@ -62,8 +72,11 @@ class Critic(nn.Module):
             dtype=dtype,
             attention=attention,
             gradient_checkpointing=gradient_checkpointing,
+            liger=liger,
+            compile=compile,
             adapter=adapter,
             quantisation=quantisation,
+            sharing="off",  # of no use to a judge that never scores
         )
         self.backbone = judge.backbone
         self.value = nn.Linear(self.backbone.hidden_size, 1, dtype=torch.float32)
@@ -72,20 +85,41 @@ class Critic(nn.Module):
             self.value.weight.copy_(judge.score.weight / judge.score_std * (not is_zero))
             self.value.bias.copy_(-judge.score_mean / judge.score_std * (not is_zero))
 
+    def prepare_sharing(self, sharing: Sharing) -> None:
+        """Find out whether prompts can be read once for all their responses, if that is asked for.
+
+        All ranks of a sharded critic call it together.
+        """
+        self.backbone.shares = prepare(self.backbone, sharing)
+
     def encode(self, media: dict[str, Tensor]) -> Visuals | None:
         """The pictures and clips of a batch, encoded once; None for a batch of text."""
         return self.backbone.encode(media)
 
-    def forward(self, sequences: Sequences, visuals: Visuals | None) -> Float[Tensor, "B L"]:
+    def forward(
+        self, answers: Sequences | Trees, visuals: Visuals | None
+    ) -> Float[Tensor, "B L"] | Float[Tensor, " N"]:
         """Value of the state behind each token: of what may follow the sequence up to and with it.
 
         The value of the state in which a token was sampled stands at the place *before* that token
         (``functional.sft.predicting_mask``). Values at padding mean nothing.
 
         Args:
-            sequences: prompt and response joined.
-            visuals: their pictures, encoded, in row order.
+            answers: prompts and responses, joined or as trees.
+            visuals: the pictures of the joined sequences, or of the trees' prompts, encoded, in row order.
+
+        Returns:
+            For sequences the values at all places. For trees, whose prompts are read once, those of the
+            states in which the N response tokens were sampled, all responses one after the other.
+
+        Raises:
+            ValueError: ``packing.share`` has not prepared the backbone for trees.
         """
-        hidden = self.backbone(sequences.ids, sequences.mask, sequences.token_types, visuals)
+        if isinstance(answers, Trees):
+            packing = pack(answers)
+            row = read_trees(self.backbone, answers, packing, visuals)[1]
+            hidden = embedding(predicting_places(packing), row)
+        else:
+            hidden = self.backbone(answers.ids, answers.mask, answers.token_types, visuals)
         with torch.autocast(hidden.device.type, enabled=False):
             return self.value(hidden.float()).squeeze(-1)

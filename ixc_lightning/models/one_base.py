@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from ixc_lightning.models.adapters import (
     MATRICES,
@@ -19,6 +20,8 @@ from ixc_lightning.models.adapters import (
     is_adapter,
 )
 from ixc_lightning.models.backbone import Backbone
+from ixc_lightning.models.late_weights import same_source
+from ixc_lightning.models.loading import late_weights_of
 from ixc_lightning.models.visuals import Visuals
 from ixc_lightning.types import InputError, Prompts
 
@@ -33,15 +36,21 @@ class Voice(Backbone):
     ones and leaves them so. Voices of one network therefore take turns, and the backward pass of one must be
     done before another is called, because gradient checkpointing computes layers again in it.
 
+    All that a voice says goes through its owner, which may be sharded, once it has all its voices.
+
     Args:
         owner: whose network it is; nothing in it but adapters is trained.
         adapter: the name of the adapters in it; None speaks as the base model.
         head: whether it has the language head, which the owner's network must have then.
     """
 
+    owner: Backbone
+
     def __init__(self, owner: Backbone, adapter: str | None, *, head: bool) -> None:
         nn.Module.__init__(self)
-        object.__setattr__(self, "model", owner.model if head else owner.base)  # no submodule of this one
+        # no submodules of this one
+        object.__setattr__(self, "owner", owner)
+        object.__setattr__(self, "model", owner.model if head else owner.base)
         self.has_head = head
         self.family, self.is_multimodal = owner.family, owner.is_multimodal
         self.quantisation, self.saved_as = owner.quantisation, owner.saved_as
@@ -59,12 +68,29 @@ class Voice(Backbone):
         """Always: the language model's own weights are those of others too."""
         return True
 
+    def encode(self, media: Mapping[str, Tensor]) -> Visuals | None:
+        """The pictures and clips of a batch, which all voices see alike."""
+        return self.owner.encode(media)
+
+    def forward(self, *inputs: Any, **options: Any) -> Float[Tensor, "B L D"]:
+        """The last hidden states, as those of a backbone."""
+        hidden: Tensor = self.owner(*inputs, **options)
+        return hidden
+
+    def logits(self, hidden: Float[Tensor, "*L D"]) -> Float[Tensor, "*L V"]:
+        """The language head's logits, as those of a backbone."""
+        return self.owner.logits(hidden) if self.has_head else super().logits(hidden)
+
     def generate(
-        self, prompts: Prompts, visuals: Visuals | None, settings: GenerationConfig
+        self,
+        prompts: Prompts,
+        visuals: Visuals | None,
+        settings: GenerationConfig,
+        processors: LogitsProcessorList | None = None,
     ) -> Int[Tensor, "B T"]:
         """Responses of this voice, as those of a backbone."""
         activate(self.base, self.adapter)
-        return super().generate(prompts, visuals, settings)
+        return self.owner.generate(prompts, visuals, settings, processors)
 
 
 def lend(backbone: Backbone) -> Voice:
@@ -97,7 +123,8 @@ def moved(backbone: Backbone, owner: Backbone, *, name: str) -> Voice | None:
     """A voice that says what a backbone says, through the network of another; None if the two differ.
 
     They differ where a weight is trained that is no adapter's, or any weight or setting is another one. That
-    they are equal is compared, bit for bit, and not assumed. Attention is computed as the owner does it.
+    they are equal is compared, bit for bit, and not assumed; weights that come later must come from the same
+    folder. Attention is computed as the owner does it.
 
     Args:
         backbone: what is to move; its own network is to be forgotten afterwards.
@@ -130,6 +157,10 @@ def _can_share(backbone: Backbone) -> bool:
 def _is_same_base(first: Backbone, second: Backbone) -> bool:
     if type(first.base) is not type(second.base) or _settings(first) != _settings(second):
         return False
+    ours, theirs = late_weights_of(first.model), late_weights_of(second.model)
+    if ours is not None and theirs is not None:
+        is_alike = (first.quantisation, first.base.dtype) == (second.quantisation, second.base.dtype)
+        return is_alike and same_source(ours, theirs)
     one, two = _plain_state(first), _plain_state(second)
     return one.keys() == two.keys() and all(
         one[name].dtype == two[name].dtype and torch.equal(_bits(one[name]), _bits(two[name])) for name in one

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from inspect import signature
 from typing import Literal
 
@@ -16,7 +17,8 @@ from ixc_lightning.functional.packing import Packing, Trees, branch_positions, i
 from ixc_lightning.functional.rollout import take_rows
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.families import Family
-from ixc_lightning.models.shared_attention import NAME, Plan, SharedPrefix
+from ixc_lightning.models.shared_attention import NAME, Plan
+from ixc_lightning.models.shared_inputs import SharedPrefix
 from ixc_lightning.models.visuals import Visuals
 from ixc_lightning.types import Prompts, Responses, Sequences
 
@@ -24,6 +26,8 @@ Sharing = Literal["auto", "off"]
 LAYERS = {"full_attention", "sliding_attention"}
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """Most difference in the check, relative to the size of the states; that of a wrong way is near 1."""
+
+logger = logging.getLogger(__name__)
 
 
 def read_trees(
@@ -73,6 +77,17 @@ def joined(
     return join(take_rows(trees.prompts, trees.prompt_index), trees.responses), visuals
 
 
+def prepare(backbone: Backbone, sharing: Sharing) -> bool:
+    """Whether prompts are to be read once for all their responses: ``share``, if that is asked for.
+
+    The log says why it cannot be.
+    """
+    reason = share(backbone) if sharing == "auto" else None
+    if reason:
+        logger.warning("prompts are read once for each response: %s", reason)
+    return sharing == "auto" and reason is None
+
+
 def share(backbone: Backbone) -> str | None:
     """Prepare a backbone for ``read_trees``, unless it cannot do that.
 
@@ -97,7 +112,7 @@ def _obstacle(backbone: Backbone) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ()) - LAYERS
     if any(parameter.is_meta for parameter in backbone.parameters()):
         return "the weights are not there yet"
-    if config._attn_implementation != "sdpa":
+    if config._attn_implementation not in ("sdpa", NAME):
         return f"attention is {config._attn_implementation}, and it takes sdpa"
     if backbone.config.is_encoder_decoder:
         return f"{name} has an encoder"
@@ -121,12 +136,13 @@ def _use(backbone: Backbone, attention: str) -> str | None:
 @torch.no_grad()
 def _difference(backbone: Backbone) -> str | None:
     """How two small trees, read in a row and apart, give different states, if they do."""
-    trees, is_training = _small_trees(backbone.config, next(backbone.parameters()).device), backbone.training
+    device, is_training = next(backbone.base.parameters()).device, backbone.training
+    trees = small_trees(backbone.config, device)
     backbone.eval()
     sequences, packing = join(take_rows(trees.prompts, trees.prompt_index), trees.responses), pack(trees)
     try:
-        apart = backbone(sequences.ids, sequences.mask, {}, None)[sequences.mask].float()
-        row = read_trees(backbone, trees, packing, None)[1].float()
+        apart = backbone(sequences.ids, sequences.mask, {}, None)[sequences.mask]
+        row = read_trees(backbone, trees, packing, None)[1]
     except (TypeError, ValueError, RuntimeError) as error:  # whatever a network says that was not made for it
         return f"{type(backbone.base).__name__} cannot read a row of trees: {error}"
     finally:
@@ -134,13 +150,18 @@ def _difference(backbone: Backbone) -> str | None:
     segments = row.split([packing.lengths[segment] for segment in packing.order])
     where = dict(zip(packing.order, segments, strict=True))
     row = torch.cat([where[segment] for members in packing.members for segment in members])
-    distance = ((row - apart).norm() / apart.norm()).item()
-    if not distance <= TOLERANCE[backbone.base.dtype]:
-        return f"a row of trees gives other states than sequences apart, by {distance:.1e} of their size"
+    return difference(row, apart, "a row of trees")
+
+
+def difference(found: Float[Tensor, "N D"], wanted: Float[Tensor, "N D"], what: str) -> str | None:
+    """How far some states are from those of sequences apart, if that is more than rounding."""
+    distance = ((found.float() - wanted.float()).norm() / wanted.float().norm()).item()
+    if not distance <= TOLERANCE[wanted.dtype]:
+        return f"{what} gives other states than sequences apart, by {distance:.1e} of their size"
     return None
 
 
-def _small_trees(config: PretrainedConfig, device: torch.device) -> Trees:
+def small_trees(config: PretrainedConfig, device: torch.device) -> Trees:
     """Two trees with three branches between them, of ordinary tokens, all different."""
     parts = [*vars(config).items(), *vars(config.get_text_config()).items()]
     special = {value for name, value in parts if name.endswith("_token_id") and isinstance(value, int)}

@@ -64,17 +64,47 @@ def plain_weight(linear: nn.Module) -> Tensor:
     return sys.modules["bitsandbytes"].functional.dequantize_4bit(layer.weight.data, layer.quant_state)
 
 
+def pack(linear: nn.Module, weight: Tensor) -> Tensor:
+    """Quantise the weight of a quantised layer, on the device where it is.
+
+    The layer takes its scales; the packed numbers are given back, to be put, or divided, where they belong.
+    """
+    layer: Any = linear
+    bnb = sys.modules["bitsandbytes"]
+    settings = _settings(layer.quant_type, layer.quant_storage)
+    packed = bnb.nn.Params4bit(weight, requires_grad=False, module=layer, **settings)
+    return packed.to(weight.device)  # is quantised when it is moved
+
+
+def stand_in(weight: nn.Parameter) -> nn.Parameter:
+    """A weight on the CPU for one on the meta device, like it but for its numbers, which take no memory."""
+    zeros = torch.zeros((), dtype=weight.dtype, device="cpu").expand(weight.shape)
+    if type(weight) is nn.Parameter:
+        return nn.Parameter(zeros, requires_grad=False)
+    packed: Any = weight
+    made: nn.Parameter = sys.modules["bitsandbytes"].nn.Params4bit(
+        zeros, requires_grad=False, **_settings(packed.quant_type, packed.quant_storage)
+    )
+    return made
+
+
+def _settings(kind: str, storage: torch.dtype) -> dict[str, Any]:
+    return {"quant_type": kind, "compress_statistics": True, "quant_storage": storage}
+
+
 def _quantised(bnb: Any, linear: nn.Linear, kind: str) -> nn.Module:
     dtype, device = linear.weight.dtype, linear.weight.device
     # the pieces are stored in the dtype of the other weights, since sharding wants one dtype
-    settings = {"quant_type": kind, "compress_statistics": True, "quant_storage": dtype}
+    settings = _settings(kind, dtype)
     made = bnb.nn.Linear4bit(
         linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, device="meta", **settings
     )
+    made.quant_type = kind
     plain = linear.weight.data
     if device.type == "meta":  # two weights a byte, so that sizes are true
         plain = torch.empty(plain.numel() // 2 // dtype.itemsize, 1, dtype=dtype, device=device)
-    weight = bnb.nn.Params4bit(plain, requires_grad=False, module=made, **settings)
-    made.weight = weight if device.type == "meta" else weight.to(device)  # is quantised when it is moved
+        made.weight = bnb.nn.Params4bit(plain, requires_grad=False, module=made, **settings)
+    else:
+        made.weight = pack(made, plain)
     made.bias = linear.bias
     return made.requires_grad_(False)

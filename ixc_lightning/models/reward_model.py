@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +26,11 @@ from ixc_lightning.functional.packing import (
 from ixc_lightning.models.adapter_files import EXTRA_FILE
 from ixc_lightning.models.adapters import LoRA
 from ixc_lightning.models.backbone import Backbone, Visuals
+from ixc_lightning.models.checkpointing import Checkpointing
+from ixc_lightning.models.compiling import Compile
 from ixc_lightning.models.internlm_xcomposer2.release import is_released, reward_head, reward_settings
-from ixc_lightning.models.packing import Sharing, joined, read_trees, share
+from ixc_lightning.models.loading import late_weights_of
+from ixc_lightning.models.packing import Sharing, joined, prepare, read_trees
 from ixc_lightning.models.quantisation import Quantisation
 from ixc_lightning.types import InputError, Sequences
 
@@ -36,8 +38,6 @@ Pooling = Literal["mean", "last", "token"]
 
 SETTINGS_FILE = "reward_model.json"
 HEAD_KEY = "score.weight"
-
-logger = logging.getLogger(__name__)
 
 
 class RewardModel(nn.Module):
@@ -61,7 +61,10 @@ class RewardModel(nn.Module):
         freeze: roles that are not trained, of ``vision``, ``projector`` and ``language``.
         dtype: of the backbone's weights; the head is always float32.
         attention: ``sdpa``, ``eager``, ``flash_attention_2`` or another name that transformers knows.
-        gradient_checkpointing: recompute activations in the backward pass, for less memory.
+        gradient_checkpointing: recompute activations in the backward pass, for less memory: ``true`` in all
+            layers, a number k in every k-th, ``selective`` all but matrix products and attention.
+        liger: Liger's Triton kernels for norms, rotations and gated activations.
+        compile: compile the decoder's layers: ``true``, a mode of ``torch.compile``, or ``aot_eager``.
         adapter: low-rank adapters to train in the place of the language model's own weights, beside the head.
         quantisation: of the decoder's linear layers, ``nf4`` for 4 bits; the language model's own weights are
             not trained then.
@@ -85,7 +88,9 @@ class RewardModel(nn.Module):
         freeze: Sequence[str] = ("vision", "projector"),
         dtype: str = "float32",
         attention: str = "sdpa",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = False,
+        liger: bool = False,
+        compile: Compile = False,
         adapter: LoRA | None = None,
         quantisation: Quantisation | None = None,
         sharing: Sharing = "auto",
@@ -104,13 +109,14 @@ class RewardModel(nn.Module):
             dtype=dtype,
             attention=attention,
             gradient_checkpointing=gradient_checkpointing,
+            liger=liger,
+            compile=compile,
             adapter=adapter,
             quantisation=quantisation,
         )
-        reason = share(self.backbone) if sharing == "auto" else None
-        if reason:
-            logger.warning("prompts are read once for each response: %s", reason)
-        self.shares = sharing == "auto" and reason is None
+        self.sharing, self.shares = sharing, False
+        if late_weights_of(self.backbone.model) is None:
+            self.prepare_sharing()
         self.score = nn.Linear(self.backbone.hidden_size, 1, bias=False, dtype=torch.float32)
         self.register_buffer("score_mean", torch.tensor(saved.get("score_mean", 0.0)))
         self.register_buffer("score_std", torch.tensor(saved.get("score_std", 1.0)))
@@ -135,8 +141,8 @@ class RewardModel(nn.Module):
             folder: a folder that ``save_pretrained`` or ``export`` wrote, or a hub id.
             dtype: of the backbone's weights; the head is always float32.
             attention: attention implementation, by its name in transformers.
-            quantisation: of the decoder's linear layers; adapters that were trained on quantised weights, and
-                saved apart, need the same here.
+            quantisation: of the decoder's linear layers; adapters that were saved apart bring that of the
+                weights that they were trained on.
             sharing: whether a prompt with several responses is read once for all of them, where it can be.
 
         Raises:
@@ -150,6 +156,14 @@ class RewardModel(nn.Module):
         return cls(
             str(folder), dtype=dtype, attention=attention, quantisation=quantisation, sharing=sharing
         ).eval()
+
+    def prepare_sharing(self) -> None:
+        """Find out whether prompts can be read once for all their responses, if that is asked for.
+
+        It is called when the model is built. Where weights come later, call it when they are there; all ranks
+        of a sharded model call it together.
+        """
+        self.shares = prepare(self.backbone, self.sharing)
 
     def encode(self, media: dict[str, Tensor]) -> Visuals | None:
         """The pictures and clips of a batch, encoded once for all; None for a batch of text."""

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from ixc_lightning.models.backbone import Backbone
+from ixc_lightning.models.late_weights import load_late
+from ixc_lightning.models.loading import weights_later
+from ixc_lightning.types import InputError
 
 
 def shard(
@@ -35,6 +39,9 @@ def shard(
     gradient, if only 0, so that all ranks reduce the same ones. It is gathered as a whole for that, not layer
     by layer.
 
+    Of a network that several voices share (``one_base``), the owner is the root, and has all its voices by
+    then; their heads are roots of their own.
+
     Args:
         root: a role that is not yet trained; the backbone itself if it has no further heads.
         backbone: the backbone of the role.
@@ -42,23 +49,73 @@ def shard(
         compute_dtype: of gathered weights and activations.
         exact: heads that compute in float32 nevertheless.
         methods: what is called on the root besides ``forward``.
+
+    Raises:
+        InputError: weights are missing, or quantised ones would be rounded.
     """
+    check_storage(backbone, compute_dtype)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    float32 = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
     frozen = _frozen_tower(backbone)
     for module in frozen:
-        module.to(device=mesh.device_type, dtype=compute_dtype)
+        if any(weight.is_meta for weight in module.parameters()):
+            module.to(dtype=compute_dtype)
+        else:
+            module.to(device=mesh.device_type, dtype=compute_dtype)
     for layer in backbone.decoder_layers():
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     for head in exact:
-        fully_shard(head, mesh=mesh, mp_policy=float32)
+        shard_head(head, mesh)
     whole = {parameter for module in frozen for parameter in module.parameters()}
     fully_shard(root, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    load_late(root, backbone.model, _device_of(mesh))
     for name in methods:
         register_fsdp_forward_method(root, name)
     if _trained_tower(backbone):
         # before the hooks of FSDP, which may divide the weights again
         backbone.register_forward_hook(_with_trained_tower, prepend=True)
+
+
+@contextmanager
+def built_for(mesh: DeviceMesh | None) -> Iterator[None]:
+    """Build roles inside without their weights if they are to be sharded: ``shard`` loads them."""
+    with nullcontext() if mesh is None else weights_later():
+        yield
+
+
+def resharded(root: nn.Module) -> None:
+    """Divide all weights again: a forward pass without gradients leaves those of the root gathered."""
+    for part in root.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def _device_of(mesh: DeviceMesh) -> torch.device:
+    """This rank's device."""
+    kind = mesh.device_type
+    return torch.device(kind) if kind == "cpu" else torch.device(kind, torch.cuda.current_device())
+
+
+def check_storage(backbone: Backbone, compute_dtype: torch.dtype) -> None:
+    """Make sure that packed weights are gathered bit by bit: in another dtype they would be rounded.
+
+    Raises:
+        InputError: they are stored in another dtype than the one of computation.
+    """
+    if backbone.quantisation is not None and backbone.base.dtype != compute_dtype:
+        stored, computed = (
+            str(dtype).removeprefix("torch.") for dtype in (backbone.base.dtype, compute_dtype)
+        )
+        raise InputError(
+            f"quantisation: {backbone.quantisation} packs its numbers into {stored}, and compute_dtype: "
+            f"{computed} would round them when they are gathered: give the model dtype: {computed}, or "
+            f"compute_dtype: {stored}"
+        )
+
+
+def shard_head(head: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a head that computes in float32."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
+    fully_shard(head, mesh=mesh, mp_policy=policy)
 
 
 def _with_trained_tower(

@@ -11,6 +11,7 @@ at a prompt of 4,000 tokens. Grouped queries stay grouped where a kernel takes t
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ixc_lightning.functional.packing import Packing
+from ixc_lightning.models.prefix import Prefix
 
 NAME = "shared_prefix"
 WASTE = 1.25
@@ -60,7 +62,11 @@ class Plan:
     """
 
     def __init__(self, packing: Packing, blocks: Int[Tensor, " L"] | None = None) -> None:
-        starts, lengths = packing.starts, packing.lengths
+        starts, lengths = packing.starts, list(packing.lengths)
+        branches = Counter(packing.tree)
+        for prompt, own in packing.members:
+            if branches[prompt] == 1:  # it follows its prompt in the row: together they are plainly causal
+                lengths[prompt], lengths[own] = lengths[prompt] + lengths[own], 0
         members = [(prompt, prompt) for prompt in range(packing.branches.start)] + packing.members
         members = [(prompt, own) for prompt, own in members if lengths[own]]
         device = packing.places.device
@@ -107,33 +113,14 @@ class Plan:
         return mask[:, None]
 
 
-class SharedPrefix(NamedTuple):
-    """What a network must be told about a row of trees besides its tokens.
-
-    Attributes:
-        positions: of the tokens, on one axis or several.
-        plan: who attends to whom.
-    """
-
-    positions: Int[Tensor, "*axes 1 L"]
-    plan: Plan
-
-    def inputs(self) -> dict[str, Any]:
-        """The arguments for a network of transformers whose attention is ``NAME``."""
-        length, device = self.positions.shape[-1], self.positions.device
-        # transformers makes no mask where it is given one of four axes; this one takes no memory
-        mask = torch.ones((), dtype=torch.bool, device=device).expand(1, 1, length, length)
-        return {"attention_mask": mask, "position_ids": self.positions, "shared_prefix": self.plan}
-
-
 def shared_attention(
     module: nn.Module,
     query: Float[Tensor, "A H L d"],
-    key: Float[Tensor, "A K L d"],
-    value: Float[Tensor, "A K L e"],
+    key: Float[Tensor, "A K M d"],
+    value: Float[Tensor, "A K M e"],
     attention_mask: Any,
     *,
-    shared_prefix: Plan | None = None,
+    shared_prefix: Plan | Prefix | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -147,7 +134,8 @@ def shared_attention(
         key: with H or fewer heads.
         value: as ``key``.
         attention_mask: not looked at with a plan.
-        shared_prefix: the plan of the row; None for sequences that share nothing.
+        shared_prefix: the plan of the row, or the prompts that rows of one token each continue; None for
+            sequences that share nothing.
         dropout: share of the weights that are dropped.
         scaling: factor of the products; None for 1/√d.
         sliding_window: how many tokens a query sees at most. A model whose layers have windows says so here,
@@ -166,9 +154,29 @@ def shared_attention(
             sliding_window=sliding_window,
             **kwargs,
         )
+    if isinstance(shared_prefix, Prefix):
+        layer: Any = module.layer_idx
+        return shared_prefix.attend(layer, query, key, value, scaling=scaling, window=sliding_window), None
+    return _over_trees(
+        query, key, value, shared_prefix, dropout=dropout, scaling=scaling, sliding_window=sliding_window
+    ), None
+
+
+@torch.compiler.disable
+def _over_trees(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: Plan,
+    *,
+    dropout: float,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Float[Tensor, "1 L H e"]:
+    """Attention by the plan; a compiled layer leaves it out, or it would be compiled anew for every plan."""
     outputs = []
-    masks = shared_prefix.masks(sliding_window, query.dtype)
-    for group, mask in zip(shared_prefix.groups, masks, strict=True):
+    masks = plan.masks(sliding_window, query.dtype)
+    for group, mask in zip(plan.groups, masks, strict=True):
         keys = group.queries if group.keys is None else group.keys
         own_keys, own_values = _rectangle(key, keys), _rectangle(value, keys)
         is_grouped = key.shape[1] != query.shape[1] and _takes_groups(mask, own_keys, own_values)
@@ -187,8 +195,8 @@ def shared_attention(
             enable_gqa=is_grouped,
         )
         outputs.append(attended.transpose(1, 2).flatten(0, 1).flatten(1))
-    row = embedding(shared_prefix.order, torch.cat(outputs))
-    return row.view(1, len(row), query.shape[1], -1), None
+    row = embedding(plan.order, torch.cat(outputs))
+    return row.view(1, len(row), query.shape[1], -1)
 
 
 AttentionInterface.register(NAME, shared_attention)

@@ -16,6 +16,7 @@ from ixc_lightning.functional.best_of_n import expected_best_of_n
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.scoring import check_suffix
+from ixc_lightning.models.sharding import built_for
 from ixc_lightning.modules.experience import filled
 from ixc_lightning.modules.pictures import Pictures, Seeing, shared_eyes
 from ixc_lightning.modules.reading import score_in_parts
@@ -94,10 +95,11 @@ class BestOfNModule(L.LightningModule):
         if self.policy is None:
             mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
             dtype = getattr(torch, self.compute_dtype)
-            policy = self.build_policy()
+            with built_for(mesh):
+                policy, judge = self.build_policy(), self.build_reward_model()
             check_speaks(policy, "policy")
             self.policy = placed(frozen(policy), mesh, compute_dtype=dtype)
-            self.reward_model = placed(frozen(self.build_reward_model()), mesh, compute_dtype=dtype)
+            self.reward_model = placed(frozen(judge), mesh, compute_dtype=dtype)
 
     def on_predict_start(self) -> None:
         """Make sure that the reward model reads the policy's tokens and pictures as they are.

@@ -84,6 +84,9 @@ class Collecting(Networks):
     def opinion(self, rollout: Rollout, pictures: Pictures) -> Float[Tensor, " R"]:
         """The reward model's scores, as it gives them."""
         assert self.reward_model is not None
+        if self.reencoding is not None:
+            said = texts(rollout, self.processor)
+            return self.reencoding(self.reward_model, rollout, said, size=self.rows_at_once)
         return score_in_parts(
             self.reward_model, rollout, pictures, size=self.rows_at_once, suffix=self.suffix
         )

@@ -20,6 +20,11 @@ class Evaluating(Collecting):
 
     correctness: Rule | None
 
+    def on_validation_start(self) -> None:
+        """Make sure, where nothing is trained, that the reward model can read what the policy says."""
+        if not self.trainer.training and not self.trainer.sanity_checking:
+            self.check_readers()
+
     def on_validation_epoch_start(self) -> None:
         """Count afresh."""
         self.validation = Tally()
@@ -53,4 +58,6 @@ class Evaluating(Collecting):
     def on_validation_epoch_end(self) -> None:
         """Log the means over the answers of all ranks."""
         means = self.validation.known_means(self.reduce)
+        if self.reencoding is not None:
+            means |= self.reencoding.counted(self.reduce)
         self.log_dict({f"val/{name}": mean for name, mean in means.items()}, sync_dist=True)

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ixc_lightning.functional.advantages import Advantages
@@ -74,7 +74,7 @@ class Experience(NamedTuple):
 
 
 def select(rollout: Rollout, rows: Int[Tensor, " rows"]) -> Rollout:
-    """Some rows of a rollout, in the given order; ``media`` and ``prompt_index`` are still of all prompts."""
+    """Some rows of a rollout, in the given order; what is kept once for each prompt stays."""
     responses = rollout.responses
     places = rows.tolist()
     return Rollout(
@@ -87,6 +87,7 @@ def select(rollout: Rollout, rows: Int[Tensor, " rows"]) -> Rollout:
         modality=rollout.modality[rows],
         keys=[rollout.keys[place] for place in places],
         real=rollout.real[rows],
+        reward_prompts=rollout.reward_prompts,
     )
 
 
@@ -106,6 +107,11 @@ def shuffled(count: int, size: int, *, seed: int, device: torch.device) -> Itera
     yield from order.to(device).split(size)
 
 
-def in_order(count: int, size: int, *, device: torch.device) -> Iterator[Int[Tensor, " rows"]]:
-    """All of ``count`` rows in their order, ``size`` at a time."""
-    yield from torch.arange(count, device=device).split(size)
+def by_prompt(rollout: Rollout, size: int) -> Iterator[Int[Tensor, " rows"]]:
+    """All rows of a rollout, ``size`` at a time, those of a prompt behind each other to share it."""
+    yield from rollout.prompt_index.argsort(stable=True).split(size)
+
+
+def in_place(parts: Sequence[Shaped[Tensor, "_ ..."]], rollout: Rollout) -> Shaped[Tensor, "R ..."]:
+    """What was found for the parts of ``by_prompt``, in the order of the rollout's rows."""
+    return torch.cat(list(parts))[rollout.prompt_index.argsort(stable=True).argsort()]

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from ixc_lightning.functional.aggregation import Aggregation, aggregate, denominator, token_weights
 from ixc_lightning.functional.policy_loss import ppo_clip_losses, ratio_statistics
 from ixc_lightning.functional.value import value_losses
-from ixc_lightning.modules.experience import Experience, Reading, in_order, shuffled
+from ixc_lightning.modules.experience import Experience, Reading, by_prompt, shuffled
 from ixc_lightning.modules.health import Health
 from ixc_lightning.modules.networks import Networks
 from ixc_lightning.modules.pictures import Pictures
@@ -112,7 +112,7 @@ class Learning(Networks):
         tokens = mean_over_ranks(denominator(mask, "token_mean"), self.trainer)
         is_first = "ratio" not in tally.sums
         loss = torch.zeros((), device=self.device)
-        for rows in in_order(len(minibatch.valid), self.rows_at_once, device=self.device):
+        for rows in by_prompt(minibatch.rollout, self.rows_at_once):
             part = minibatch.rows(rows)
             finite = torch.ones((), dtype=torch.bool, device=self.device)
             if not self.is_warming_up:

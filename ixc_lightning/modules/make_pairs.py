@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from ixc_lightning.functional.pairs import choose_pairs
 from ixc_lightning.models.backbone import Backbone
+from ixc_lightning.models.sharding import built_for
 from ixc_lightning.modules.roles import check_speaks, frozen, placed
 from ixc_lightning.rollout import (
     Engine,
@@ -103,7 +104,8 @@ class MakePairsModule(L.LightningModule):
         """Build the policy, once, and shard it where the strategy has a mesh of ranks."""
         if self.policy is None:
             mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
-            policy = self.build_policy()
+            with built_for(mesh):
+                policy = self.build_policy()
             check_speaks(policy, "policy")
             self.policy = placed(frozen(policy), mesh, compute_dtype=getattr(torch, self.compute_dtype))
 

@@ -10,21 +10,24 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from ixc_lightning.functional.moments import Moments, merge_moments
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.critic import Critic
 from ixc_lightning.models.one_base import Voice, is_silent, lend
+from ixc_lightning.models.packing import Sharing, prepare
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.scoring import check_suffix
+from ixc_lightning.models.sharding import built_for, resharded
 from ixc_lightning.modules.health import Health
 from ixc_lightning.modules.kl_control import KLControl
 from ixc_lightning.modules.optimisation import check_state, optimise, without_callables
 from ixc_lightning.modules.random_state import restore_random_state, save_random_state
+from ixc_lightning.modules.reencoding import Reencoding
 from ixc_lightning.modules.roles import (
     check_speaks,
-    check_unsharded,
     frozen,
     joined,
     placed,
@@ -39,6 +42,14 @@ STATE = "on_policy"
 SAVED = ("policy.", "critic.")
 """Roles that are trained. The others are built from their sources, never change, and are in no checkpoint."""
 PRECISIONS = ("32-true", "bf16-mixed")
+ADVICE = {
+    "reward model": ", or give model.reencode: true, by which every answer is encoded anew for it",
+    "critic": (
+        "; a critic reads the policy's own tokens one by one, so it cannot start from a reward model that "
+        "reads others: the policy's source with head: zero will do"
+    ),
+}
+"""What else can be done about a role with another tokenizer."""
 
 
 class Networks(L.LightningModule):
@@ -63,6 +74,9 @@ class Networks(L.LightningModule):
     health: Health
     score_scale: DomainScale | None
     reward_suffix: str
+    sharing: Sharing
+    reencode: bool
+    reencoding: Reencoding | None
     compute_dtype: str
     start: dict[str, Any] | None
     is_learning: bool
@@ -83,8 +97,9 @@ class Networks(L.LightningModule):
 
     @property
     def suffix(self) -> list[int]:
-        """The tokens of ``reward_suffix``."""
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        """The tokens of ``reward_suffix``, as the reward model reads them."""
+        reader: Any = self.processor if self.reencoding is None else self.reencoding.encoder
+        tokenizer = getattr(reader, "tokenizer", reader)
         return tokenizer(self.reward_suffix, add_special_tokens=False)["input_ids"]
 
     def roles(self) -> dict[str, Backbone | RewardModel | Critic | None]:
@@ -100,13 +115,20 @@ class Networks(L.LightningModule):
         """Look at the trainer before anything large is built.
 
         Raises:
-            InputError: it computes in a precision in which this training does not hold.
+            InputError: it computes in a precision in which this training does not hold, or shards by a
+                strategy that cannot do it.
         """
         if stage == "fit" and self.trainer.precision not in PRECISIONS:
             raise InputError(
                 f"trainer.precision is {self.trainer.precision}, but on-policy training computes in "
                 f"{' or '.join(PRECISIONS)}: its steps are not scaled as float16 needs it, and weights in "
                 "half precision lose small steps; give trainer.precision one of the two"
+            )
+
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise InputError(
+                "trainer.strategy is FSDPStrategy, which wraps the module as one network, but on-policy "
+                "training calls several networks in one step: give ModelParallelStrategy, which shards each"
             )
 
     def configure_model(self) -> None:
@@ -117,28 +139,51 @@ class Networks(L.LightningModule):
         that is all that is exported from a checkpoint.
 
         Raises:
-            InputError: the policy cannot speak, or has adapters where the strategy shards.
+            InputError: the policy cannot speak.
         """
         if self.policy is not None:
             return
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
         dtype = getattr(torch, self.compute_dtype)
+        with built_for(mesh):
+            self.build()
+        for role in (self.base, *self.roles().values()):  # the base first: it has all its voices by now
+            if role is not None:
+                placed(role, mesh, compute_dtype=dtype)
+        if self._trainer is not None:
+            self.prepare_sharing()
+        self.train(self.training)
+
+    def build(self) -> None:
+        """Build every role, each on the policy's base if that is lent and the role's own is equal."""
         policy = without_dropout(self.build_policy())
         check_speaks(policy, "policy")
         if policy.adapter is not None:
-            check_unsharded(mesh)
             self.base, policy = policy, lend(policy)
-        self.policy = placed(policy, mesh, compute_dtype=dtype)
+        self.policy = policy
         if self._trainer is None:
             return
-        self.reference = placed(frozen(self.start_of(policy)), mesh, compute_dtype=dtype)
+        self.reference = frozen(self.start_of(policy))
         if self.build_reward_model is not None:
-            judge = joined(frozen(self.build_reward_model()), self.base, name="reward_model")
-            self.reward_model = placed(judge, mesh, compute_dtype=dtype)
+            judge = frozen(self.build_reward_model())
+            if self.reencode:
+                source, suffix = judge.backbone.config._name_or_path, self.reward_suffix
+                encoder = self.trainer.datamodule.encode_for(source, response_suffix=suffix)
+                self.reencoding = Reencoding(encoder)
+            self.reward_model = joined(judge, self.base, name="reward_model")
         if self.build_critic is not None:
-            critic = joined(without_dropout(self.build_critic()), self.base, name="critic")
-            self.critic = placed(critic, mesh, compute_dtype=dtype)
-        self.train(self.training)
+            self.critic = joined(without_dropout(self.build_critic()), self.base, name="critic")
+
+    def prepare_sharing(self) -> None:
+        """Have roles read a prompt once for all its answers, where that is asked for and they can."""
+        for policy in (self.policy, self.reference):
+            assert policy is not None
+            policy.shares = prepare(policy, self.sharing)
+        if self.critic is not None:
+            self.critic.prepare_sharing(self.sharing)
+        for role in (self.base, *self.roles().values()):
+            if role is not None:
+                resharded(role)
 
     def start_of(self, policy: Backbone) -> Backbone:
         """What the policy says before it is trained."""
@@ -149,21 +194,30 @@ class Networks(L.LightningModule):
         return joined(self.build_policy(), self.base, name="reference")
 
     def on_fit_start(self) -> None:
-        """Make sure that reward model and critic read the policy's tokens and pictures as they are.
+        """Make sure that reward model and critic can read what the policy says.
 
         Raises:
-            InputError: one has another tokenizer, template or picture processor, or the reward model reads a
-                token that no response holds.
+            InputError: see ``check_readers``.
         """
-        for name, role in (("reward model", self.reward_model), ("critic", self.critic)):
-            if role is not None:
-                own = load_processor(role.backbone.config._name_or_path)
-                check_same_tokenizer(self.processor, own, role=name)
-        if self.reward_model is not None:
-            check_suffix(self.reward_model, self.suffix, setting="reward_suffix")
+        self.check_readers()
         # Lightning advises to keep the weights of before the step. Ours are saved behind whole iterations,
         # and optimisers, schedules and data stand there as well.
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+
+    def check_readers(self) -> None:
+        """Make sure that reward model and critic read the policy's tokens and pictures as they are.
+
+        Raises:
+            InputError: one has another tokenizer, template or picture processor, and it is not a reward model
+                for which answers are encoded anew; or the reward model reads a token that no response holds.
+        """
+        roles = {"reward model": None if self.reencode else self.reward_model, "critic": self.critic}
+        for name, role in roles.items():
+            if role is not None:
+                own = load_processor(role.backbone.config._name_or_path)
+                check_same_tokenizer(self.processor, own, role=name, advice=ADVICE[name])
+        if self.reward_model is not None:
+            check_suffix(self.reward_model, self.suffix, setting="reward_suffix")
 
     def train(self, mode: bool = True) -> Networks:
         """Set training mode, except in roles that only judge.

@@ -19,6 +19,7 @@ from ixc_lightning.functional.rewards import sequence_rewards
 from ixc_lightning.functional.value import explained_variance
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.critic import Critic
+from ixc_lightning.models.packing import Sharing
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.modules.evaluating import Evaluating
 from ixc_lightning.modules.experience import Experience
@@ -63,6 +64,8 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         reward_model: builds the judge from the folder of a trained one; null leaves the reward to
             ``verifiers``.
         reward_suffix: text behind every answer where the reward model reads it, such as its reward token.
+        reencode: give the reward model its answers as text, encoded anew by its own processor, so that it may
+            read other tokens and pictures than the policy; else such a reward model is refused.
         reward_model_weight: of its score, normalised by its statistics or by ``score_scale``.
         verifiers: further sources of reward, with their weights.
         correctness: scores above 0 where a validation answer is right; it earns nothing by itself.
@@ -83,6 +86,9 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         epochs: passes over the answers of an iteration.
         minibatch_size: answers per rank and optimiser step.
         rows_at_once: answers per rank and forward pass; null is ``minibatch_size``.
+        sharing: ``auto`` has policy, reference and critic read a prompt once for all its answers in a forward
+            pass, where the network can do that, and logs why it cannot otherwise; what they think is the
+            same. ``off`` has them read it with each answer.
         stop_kl: passes end early once the mean ``approximate_kl`` of one is above this; null is never.
         max_gradient_norm: gradients are clipped to this norm.
         on_non_finite: ``raise`` stops where a loss or gradient is not finite, ``skip`` leaves that step of
@@ -91,7 +97,7 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         compute_dtype: of sharded computation, under ``ModelParallelStrategy``.
 
     Raises:
-        InputError: nothing earns reward, or a critic has no optimiser.
+        InputError: nothing earns reward, a critic has no optimiser, or nothing is to be encoded anew.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         reward_model: Callable[[], RewardModel] | None = None,
         reward_model_weight: float = 1.0,
         reward_suffix: str = "",
+        reencode: bool = False,
         verifiers: list[WeightedVerifier] | None = None,
         correctness: Rule | None = None,
         critic: Callable[[], Critic] | None = None,
@@ -122,6 +129,7 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         epochs: int = 1,
         minibatch_size: int = 64,
         rows_at_once: int | None = None,
+        sharing: Sharing = "auto",
         stop_kl: float | None = None,
         max_gradient_norm: float = 1.0,
         on_non_finite: OnNonFinite = "raise",
@@ -131,6 +139,8 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         super().__init__()
         if reward_model is None and not verifiers:
             raise InputError("nothing earns reward: give reward_model or verifiers")
+        if reencode and reward_model is None:
+            raise InputError("reencode is on, but there is no reward model to encode for: give reward_model")
         if critic is not None and critic_optimizer is None:
             raise InputError("the critic has no optimiser: give critic_optimizer")
         for name, value in (("epochs", epochs), ("minibatch_size", minibatch_size)):
@@ -145,6 +155,7 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         self.kl = kl
         self.sampling = sampling
         self.reward_model_weight, self.reward_suffix = reward_model_weight, reward_suffix
+        self.reencode, self.reencoding = reencode, None
         self.verifiers = verifiers or []
         self.correctness = correctness
         self.critic_warmup = critic_warmup
@@ -156,6 +167,7 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         self.entropy_coef = entropy_coef
         self.epochs, self.minibatch_size = epochs, minibatch_size
         self.rows_at_once = rows_at_once or minibatch_size
+        self.sharing = sharing
         self.stop_kl = stop_kl
         self.max_gradient_norm = max_gradient_norm
         self.health = Health(on_non_finite)
@@ -213,6 +225,8 @@ class OnPolicyModule(Evaluating, Learning, ABC):
         values = tally.known_means(self.reduce)  # a domain may be without prompts
         kl = values["kl"]
         values["kl_coef"] = self.kl.coef
+        if self.reencoding is not None:
+            values |= self.reencoding.counted(self.reduce)
         if self.health.skips:
             values["skipped_steps"] = self.health.skipped
         if self.critic is not None:

@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from ixc_lightning.types import InputError
+
+FLAT = "_fsdp_flattened"
+"""How torch's first FSDP marks a parameter of which each rank holds some numbers, as an ordinary tensor."""
 
 
 def optimise(
@@ -43,8 +47,16 @@ def optimise(
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients together, of all ranks where they are sharded, before clipping."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    known = [parameter for parameter in parameters if parameter.requires_grad]
+    flat = [parameter for parameter in known if getattr(parameter, FLAT, False)]
+    rest = [parameter for parameter in known if not getattr(parameter, FLAT, False)]
+    norm = get_total_norm([p.grad for p in rest if p.grad is not None])
+    if not flat:
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    own = get_total_norm([p.grad for p in flat if p.grad is not None]).to(flat[0].device)
+    each = own.new_empty(distributed.get_world_size())
+    distributed.all_gather_single(each, own[None])
+    return torch.stack([*each, norm.to(each)]).norm()
 
 
 def check_state(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from ixc_lightning.functional.moments import masked_moments, whiten
 from ixc_lightning.functional.value import value_losses
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.critic import Critic
+from ixc_lightning.models.packing import Sharing
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.modules.experience import Experience
 from ixc_lightning.modules.health import OnNonFinite
@@ -54,6 +55,7 @@ class PPOModule(OnPolicyModule):
         reward_model: Callable[[], RewardModel] | None = None,
         reward_model_weight: float = 1.0,
         reward_suffix: str = "",
+        reencode: bool = False,
         verifiers: list[WeightedVerifier] | None = None,
         correctness: Rule | None = None,
         critic_scheduler: LRSchedulerCallable | None = None,
@@ -70,6 +72,7 @@ class PPOModule(OnPolicyModule):
         epochs: int = 1,
         minibatch_size: int = 64,
         rows_at_once: int | None = None,
+        sharing: Sharing = "auto",
         stop_kl: float | None = None,
         max_gradient_norm: float = 1.0,
         on_non_finite: OnNonFinite = "raise",
@@ -84,6 +87,7 @@ class PPOModule(OnPolicyModule):
             reward_model=reward_model,
             reward_model_weight=reward_model_weight,
             reward_suffix=reward_suffix,
+            reencode=reencode,
             verifiers=verifiers,
             correctness=correctness,
             critic=critic,
@@ -102,6 +106,7 @@ class PPOModule(OnPolicyModule):
             epochs=epochs,
             minibatch_size=minibatch_size,
             rows_at_once=rows_at_once,
+            sharing=sharing,
             stop_kl=stop_kl,
             max_gradient_norm=max_gradient_norm,
             on_non_finite=on_non_finite,

@@ -18,12 +18,14 @@ from ixc_lightning.functional.packing import pairs
 from ixc_lightning.functional.preference import centre_penalty, is_correct, pairwise_loss
 from ixc_lightning.metrics import PreferenceStatistics
 from ixc_lightning.models.reward_model import RewardModel
-from ixc_lightning.models.sharding import shard
+from ixc_lightning.models.sharding import built_for
 from ixc_lightning.modules.health import Health, OnNonFinite
 from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
 from ixc_lightning.modules.random_state import restore_random_state, save_random_state
 from ixc_lightning.modules.ranks import mean_over_ranks
-from ixc_lightning.types import PreferenceBatch
+from ixc_lightning.modules.roles import placed
+from ixc_lightning.modules.step_count import StepCount
+from ixc_lightning.types import InputError, PreferenceBatch
 
 
 class RewardModule(L.LightningModule):
@@ -35,7 +37,8 @@ class RewardModule(L.LightningModule):
     Logs, for ``phase`` in ``train``, ``val`` and ``test``: ``phase/loss`` (nats; log 2 at the start, falling)
     and every name of ``PreferenceStatistics`` (``phase/accuracy``, ``phase/margin``, …; a
     ``length_correlation`` near that of the data is healthy). In training the statistics cover all pairs since
-    they were last logged. Besides ``train/gradient_norm``, before clipping.
+    they were last logged. Besides ``train/gradient_norm``, before clipping, and ``train/pairs_per_step``,
+    over all ranks and accumulated batches: all pairs weigh the same, however the batches differ in size.
 
     After every validation the mean and standard deviation of its scores are stored in the model, for later
     normalisation.
@@ -74,22 +77,17 @@ class RewardModule(L.LightningModule):
         self.label_smoothing = label_smoothing
         self.centre_coef = centre_coef
         self.health = Health(on_non_finite)
+        self.counted = StepCount()
         self.compute_dtype = compute_dtype
         self.model = None
 
     def configure_model(self) -> None:
         """Build the model, once, and shard it where the strategy has a mesh of ranks."""
         if self.model is None:
-            self.model = self.build()
-            if self.device_mesh is not None:
-                shard(
-                    self.model,
-                    self.model.backbone,
-                    self.device_mesh["data_parallel"],
-                    compute_dtype=getattr(torch, self.compute_dtype),
-                    exact=[self.model.score],
-                    methods=["encode"],
-                )
+            mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+            with built_for(mesh):
+                self.model = self.build()
+            placed(self.model, mesh, compute_dtype=getattr(torch, self.compute_dtype))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser over what is not frozen."""
@@ -102,12 +100,22 @@ class RewardModule(L.LightningModule):
             phase: PreferenceStatistics(domains).to(self.device) for phase in ("train", "val", "test")
         }
 
+    def on_fit_start(self) -> None:
+        """Refuse a budget of tokens that counts shared prompts once, if the network cannot share them."""
+        data = self.trainer.datamodule
+        if getattr(data, "token_budget", None) and data.sharing == "auto" and not self.model.shares:
+            raise InputError(
+                "data.token_budget counts each prompt once, but the model reads it with both responses, so a "
+                "batch would hold twice as much and its padding: set data.sharing to off"
+            )
+
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of pairs."""
         # 1 score both responses of each pair
         chosen, rejected = self.score(batch)
         # 2 prefer the chosen ones
-        weights = batch.real / mean_over_ranks(batch.real.sum(), self.trainer)
+        count = mean_over_ranks(batch.real.sum(), self.trainer)
+        weights = batch.real / count
         loss = self.loss(batch, chosen, rejected, weights)
         self.health.meet(batch.keys, chosen.isfinite() & rejected.isfinite())
         # 3 log
@@ -116,7 +124,7 @@ class RewardModule(L.LightningModule):
             {"train/loss": loss, "train/accuracy_step": accuracy}, prog_bar=True, batch_size=len(batch.keys)
         )
         self._count("train", batch, chosen, rejected)
-        return loss
+        return loss * self.counted.share(count)
 
     def score(self, batch: PreferenceBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Scores of the chosen and of the rejected responses; each picture is encoded once for both."""
@@ -166,7 +174,8 @@ class RewardModule(L.LightningModule):
         self._log_statistics("test")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the norm of the gradient, and the statistics when it is their turn; see to its health."""
+        """Scale and log the gradient, and log the statistics when it is their turn; see to its health."""
+        self.log("train/pairs_per_step", self.counted.settle(self.parameters(), self.trainer))
         norm = gradient_norm(self.parameters())
         self.log("train/gradient_norm", norm)
         if not self.health.allows(self.trainer, {"model": norm}):

@@ -12,12 +12,14 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ixc_lightning.models.backbone import ROLES, Backbone
 from ixc_lightning.models.critic import Critic
-from ixc_lightning.models.one_base import moved
+from ixc_lightning.models.one_base import Voice, moved
+from ixc_lightning.models.packing import share
 from ixc_lightning.models.reward_model import RewardModel
-from ixc_lightning.models.sharding import shard
+from ixc_lightning.models.sharding import resharded, shard, shard_head
 from ixc_lightning.types import InputError
 
 Role = TypeVar("Role", Backbone, RewardModel, Critic)
+Network = TypeVar("Network", bound=nn.Module)
 
 DROPOUT_RATES = ("attention_dropout", "dropout", "hidden_dropout", "activation_dropout")
 """Numbers that modules of transformers hand to functional dropout."""
@@ -45,15 +47,25 @@ def without_dropout(role: Role) -> Role:
     return role
 
 
-def placed(role: Role, mesh: DeviceMesh | None, *, compute_dtype: torch.dtype) -> Role:
-    """The role sharded over the mesh, if there is one, as a root of its own with all that is called on it."""
+def placed(role: Network, mesh: DeviceMesh | None, *, compute_dtype: torch.dtype) -> Network:
+    """The role sharded over the mesh, if there is one, as a root of its own with all that is called on it.
+
+    A role that was built without its weights (``sharding.built_for``) has them then. Of roles on one base
+    that is placed first, once it has all voices; of the roles themselves only the heads are left.
+    """
     if mesh is None:
         return role
-    network: nn.Module = role
-    backbone = backbone_of(network)
+    backbone = backbone_of(role)
     heads = [head for name in ("score", "value") if isinstance(head := getattr(role, name, None), nn.Module)]
-    methods = ["encode", "logits", "generate"] if network is backbone else ["encode"]
-    shard(role, backbone, mesh, compute_dtype=compute_dtype, exact=heads, methods=methods)
+    methods = ["encode", "logits", "generate"] if role is backbone else ["encode", "prepare_sharing"]
+    if isinstance(backbone, Voice):  # the network is sharded with its owner
+        for head in heads:
+            shard_head(head, mesh)
+    else:
+        shard(role, backbone, mesh, compute_dtype=compute_dtype, exact=heads, methods=methods)
+    if isinstance(role, RewardModel):  # could not be found out before there were weights
+        role.prepare_sharing()
+        resharded(role)
     return role
 
 
@@ -74,7 +86,7 @@ def joined(role: Role, base: Backbone | None, *, name: str) -> Role:
         return voice
     role.backbone = voice
     if isinstance(role, RewardModel):
-        role.shares = False  # was found out on another network
+        role.shares = role.shares and share(voice) is None  # it was found out on another network
     return role
 
 
@@ -93,16 +105,3 @@ def check_speaks(policy: Backbone, name: str) -> None:
     """
     if not policy.has_head:
         raise InputError(f"the {name} has no language head, so it cannot answer: build it with head: true")
-
-
-def check_unsharded(mesh: DeviceMesh | None) -> None:
-    """Make sure that roles which share one base are not to be sharded.
-
-    Raises:
-        InputError: there is a mesh.
-    """
-    if mesh is not None:
-        raise InputError(
-            "the policy has adapters, and roles on one base cannot be sharded: give trainer.strategy auto or "
-            "ddp_find_unused_parameters_true, which keep the base on every GPU, or leave policy.adapter out"
-        )

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.scoring import check_suffix, score_responses
+from ixc_lightning.models.sharding import built_for
 from ixc_lightning.modules.roles import frozen, placed
 from ixc_lightning.types import MODALITIES, CandidateBatch, InputError
 
@@ -50,7 +51,9 @@ class ScoringModule(L.LightningModule):
         """Build the model, once, and shard it where the strategy has a mesh of ranks."""
         if self.model is None:
             mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
-            self.model = placed(frozen(self.build()), mesh, compute_dtype=getattr(torch, self.compute_dtype))
+            with built_for(mesh):
+                model = frozen(self.build())
+            self.model = placed(model, mesh, compute_dtype=getattr(torch, self.compute_dtype))
 
     def on_predict_start(self) -> None:
         """Make sure that the model reads what the datamodule writes.

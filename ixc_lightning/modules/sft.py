@@ -17,11 +17,13 @@ from torch.optim import Optimizer
 from ixc_lightning.functional.masking import join
 from ixc_lightning.functional.sft import exact_match, predicting_mask, sft_loss, token_rows
 from ixc_lightning.models.backbone import Backbone
-from ixc_lightning.models.sharding import shard
+from ixc_lightning.models.sharding import built_for
 from ixc_lightning.modules.health import Health, OnNonFinite
 from ixc_lightning.modules.optimisation import check_state, gradient_norm, optimise, without_callables
 from ixc_lightning.modules.random_state import restore_random_state, save_random_state
 from ixc_lightning.modules.ranks import mean_over_ranks
+from ixc_lightning.modules.roles import placed
+from ixc_lightning.modules.step_count import StepCount
 from ixc_lightning.types import MODALITIES, InstructionBatch
 
 
@@ -31,6 +33,7 @@ class SFTModule(L.LightningModule):
     Prompts carry no loss. Frozen is what the model's ``freeze`` says.
 
     Logs ``train/loss`` and ``val/loss`` (nats per response token), ``train/gradient_norm`` before clipping,
+    ``train/response_tokens_per_step`` over all ranks and accumulated batches (each has the same weight),
     and ``val/exact_match`` with ``val/modality_exact_match/<modality>``: share of the responses all of whose
     tokens are the likeliest ones, each given the true tokens before it.
 
@@ -62,21 +65,17 @@ class SFTModule(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.health = Health(on_non_finite)
+        self.counted = StepCount()
         self.compute_dtype = compute_dtype
         self.model = None
 
     def configure_model(self) -> None:
         """Build the model, once, and shard it where the strategy has a mesh of ranks."""
         if self.model is None:
-            self.model = self.build()
-            if self.device_mesh is not None:
-                shard(
-                    self.model,
-                    self.model,
-                    self.device_mesh["data_parallel"],
-                    compute_dtype=getattr(torch, self.compute_dtype),
-                    methods=["encode", "logits"],
-                )
+            mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+            with built_for(mesh):
+                self.model = self.build()
+            placed(self.model, mesh, compute_dtype=getattr(torch, self.compute_dtype))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser over what is not frozen."""
@@ -88,11 +87,12 @@ class SFTModule(L.LightningModule):
         logits, targets, response_mask = self.predict_responses(batch)
         # 2 compare, each token of all ranks with the same weight
         counted = token_rows(response_mask, batch.real)
-        loss = sft_loss(logits, targets, weights=counted / mean_over_ranks(counted.sum(), self.trainer))
+        count = mean_over_ranks(counted.sum(), self.trainer)
+        loss = sft_loss(logits, targets, weights=counted / count)
         self.health.meet(batch.keys, loss.isfinite())
         # 3 log
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.keys))
-        return loss
+        return loss * self.counted.share(count)
 
     def predict_responses(
         self, batch: InstructionBatch
@@ -114,7 +114,9 @@ class SFTModule(L.LightningModule):
         self._evaluate("test", batch)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the norm of the gradient, and see to its health."""
+        """Scale the gradient and log its norm, and see to its health."""
+        tokens = self.counted.settle(self.parameters(), self.trainer)
+        self.log("train/response_tokens_per_step", tokens)
         norm = gradient_norm(self.parameters())
         self.log("train/gradient_norm", norm)
         if not self.health.allows(self.trainer, {"model": norm}):

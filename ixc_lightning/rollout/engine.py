@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from transformers import GenerationConfig
 
 from ixc_lightning.functional.masking import pad_left
 from ixc_lightning.functional.rollout import stack_prompts, stack_rows, take_rows, until_stop
+from ixc_lightning.functional.sampling import uniforms
 from ixc_lightning.models.backbone import Backbone
+from ixc_lightning.models.growth import grows
+from ixc_lightning.models.packing import Sharing
 from ixc_lightning.models.visuals import Visuals, picture_token_ids
+from ixc_lightning.rollout.decoding import Rules, grown, repeated
 from ixc_lightning.rollout.gathering import gathered
-from ixc_lightning.types import InputError, PromptBatch, Prompts, Responses, Rollout
+from ixc_lightning.types import InputError, PromptBatch, Responses, Rollout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,24 +114,29 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """Answers with transformers' own ``generate``: a cache of keys and values, pictures encoded once.
+    """Answers with a network of transformers: a cache of keys and values, pictures encoded once.
+
+    A prompt is read once for all its samples, and responses that have ended make room for the others, where
+    the network can do that (``models.growth``); else transformers' ``generate`` answers as many copies. The
+    responses are the same. A row's draws are its own: whatever is beside it, they do not change.
 
     The policy answers in evaluation mode and without gradients, and the caller's random state stays as it
     was. Under FSDP2 the policy's layers are gathered on every rank while it answers, which needs room for one
-    whole copy, and ``generate`` must be among the methods that it was sharded with.
+    whole copy, and ``generate`` and ``logits`` must be among the methods that it was sharded with.
 
     Args:
-        max_rows: most responses written at a time; fewer take less memory and more time. Null is all. The
-            draws of a seed depend on it.
+        max_rows: most responses written at a time; fewer take less memory and more time. Null is all.
+        sharing: ``auto`` reads a prompt once for its samples, where the network can do that, and logs why it
+            cannot otherwise. ``off`` always asks ``generate``.
 
     Raises:
         InputError: ``max_rows`` is not positive.
     """
 
-    def __init__(self, max_rows: int | None = None) -> None:
+    def __init__(self, max_rows: int | None = None, sharing: Sharing = "auto") -> None:
         if max_rows is not None and max_rows < 1:
             raise InputError(f"TransformersEngine.max_rows is {max_rows}, but must be at least 1, or null")
-        self.max_rows = max_rows
+        self.max_rows, self.sharing = max_rows, sharing
 
     def generate(
         self,
@@ -146,30 +157,36 @@ class TransformersEngine:
         """
         if not policy.has_head:
             raise InputError("this policy has no language head: build it with head=True")
-        stops = _stop_tokens(policy, sampling)
+        rules = _rules(policy, sampling, _stop_tokens(policy, sampling))
         _check_room(policy, batch, sampling)
-        settings = _settings(policy, sampling, stops)
+        count, device = len(batch.keys), batch.prompts.ids.device
+        numbers = uniforms(sampling.n * count, sampling.max_tokens, seed=seed).to(device)
+        if visuals is not None:
+            visuals = visuals.located(batch.prompts, policy.config)
+        # the samples of a prompt behind each other, so that parts of them share it
+        order = torch.arange(sampling.n * count, device=device).view(sampling.n, count).t().flatten()
         parts = []
-        with torch.no_grad(), _evaluating(policy), gathered(policy), _seeded(seed, batch.prompts.ids.device):
-            for prompts, pictures in self._parts(policy, batch, visuals, sampling.n):
-                parts.append(policy.generate(pad_left(prompts), pictures, settings))
-        tokens = stack_rows(parts)
-        mask, ended = until_stop(tokens, stop_tokens=stops)
+        with torch.no_grad(), _evaluating(policy), gathered(policy):
+            decode = grown if self._shares(policy) else repeated
+            for rows in order.split(self.max_rows or len(order)):
+                asked, index = (rows % count).unique(return_inverse=True)
+                prompts = pad_left(take_rows(batch.prompts, asked))
+                pictures = None if visuals is None else visuals.select(asked)
+                parts.append(decode(policy, prompts, pictures, index, rules, numbers[rows]))
+        tokens = stack_rows(parts)[order.argsort()]
+        mask, ended = until_stop(tokens, stop_tokens=rules.stops)
         return stack_rollout(batch, Responses(tokens.masked_fill(~mask, 0), mask), ended)
 
-    def _parts(
-        self, policy: Backbone, batch: PromptBatch, visuals: Visuals | None, times: int
-    ) -> Iterator[tuple[Prompts, Visuals | None]]:
-        """The batch, stacked, in parts of at most ``max_rows``, with the pictures of each part."""
-        stacked = stack_prompts(batch.prompts, times=times)
-        count = len(stacked.ids)
-        if self.max_rows is None or count <= self.max_rows:
-            yield stacked, None if visuals is None else visuals.repeat(times)
-            return
-        if visuals is not None:
-            visuals = visuals.located(batch.prompts, policy.config).repeat(times)
-        for rows in torch.arange(count, device=stacked.ids.device).split(self.max_rows):
-            yield take_rows(stacked, rows), None if visuals is None else visuals.select(rows)
+    def _shares(self, policy: Backbone) -> bool:
+        """Whether responses grow behind prompts that are read once; found out once for a policy."""
+        if self.sharing == "off":
+            return False
+        if policy.grows is None:
+            reason = grows(policy)
+            policy.grows = reason is None
+            if reason:
+                logger.warning("a prompt is read for each of its samples: %s", reason)
+        return policy.grows
 
 
 def stack_rollout(batch: PromptBatch, responses: Responses, ended: torch.Tensor) -> Rollout:
@@ -186,21 +203,20 @@ def stack_rollout(batch: PromptBatch, responses: Responses, ended: torch.Tensor)
         modality=batch.modality.repeat(times),
         keys=batch.keys * times,
         real=batch.real.repeat(times),
+        reward_prompts=batch.reward_prompts,
     )
 
 
-def _settings(policy: Backbone, sampling: Sampling, stops: tuple[int, ...]) -> GenerationConfig:
-    """The draw in transformers' words. What is None there has a default of its own: 50 for ``top_k``."""
-    draw = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    return GenerationConfig(
-        do_sample=not sampling.greedy,
-        max_new_tokens=sampling.max_tokens,
-        min_new_tokens=sampling.min_tokens,
-        eos_token_id=list(stops),
-        pad_token_id=0,
-        suppress_tokens=sorted(set(picture_token_ids(policy.config).values()) - set(stops)) or None,
-        use_cache=True,
-        **({} if sampling.greedy else draw),
+def _rules(policy: Backbone, sampling: Sampling, stops: tuple[int, ...]) -> Rules:
+    """The rules of the draw for this policy, whose picture tokens are left out."""
+    return Rules(
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        stops=stops,
+        never=tuple(sorted(set(picture_token_ids(policy.config).values()) - set(stops))),
+        temperature=None if sampling.greedy else sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
     )
 
 
@@ -238,12 +254,3 @@ def _evaluating(policy: Backbone) -> Iterator[None]:
         yield
     finally:
         policy.train(was_training)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws that the seed fixes: transformers takes no generator, so the global ones are lent to it."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

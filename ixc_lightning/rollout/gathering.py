@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from ixc_lightning.models.one_base import Voice
+
 
 @contextmanager
 def gathered(role: nn.Module) -> Iterator[None]:
@@ -18,7 +20,8 @@ def gathered(role: nn.Module) -> Iterator[None]:
     each may stop when its own responses end. Inside, call a method of the role that is registered as one of
     FSDP's (``models.sharding.shard``). A role that is not sharded is left as it is.
     """
-    parts = [module for module in role.modules() if isinstance(module, FSDPModule)]
+    root = role.owner if isinstance(role, Voice) else role
+    parts = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
     for part in parts:
@@ -29,4 +32,4 @@ def gathered(role: nn.Module) -> Iterator[None]:
         for part in parts:
             part.reshard()
             # FSDP2's own default: a root keeps its parameters until the backward pass has used them
-            part.set_reshard_after_forward(part is not role, recurse=False)
+            part.set_reshard_after_forward(part is not root, recurse=False)

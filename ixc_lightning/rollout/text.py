@@ -54,13 +54,14 @@ def same_tokenizer(first: Processor, second: Processor) -> bool:
     return not differences(first, second)
 
 
-def check_same_tokenizer(policy: Processor, other: Processor, *, role: str) -> None:
+def check_same_tokenizer(policy: Processor, other: Processor, *, role: str, advice: str = "") -> None:
     """Make sure that another role can read the policy's tokens and pictures as they are.
 
     Args:
         policy: the policy's processor.
         other: the role's own.
         role: its name, for the message.
+        advice: what else can be done, for the message.
 
     Raises:
         InputError: they differ.
@@ -69,6 +70,7 @@ def check_same_tokenizer(policy: Processor, other: Processor, *, role: str) -> N
         raise InputError(
             f"the {role} has another {' and another '.join(found)} than the policy, so the policy's tokens "
             f"would mean something else to it: take a {role} that was made from the policy's own base model"
+            f"{advice}"
         )
 
 

@@ -14,7 +14,6 @@ from ixc_lightning.datamodules.sources.planted_noise import convert
 from ixc_lightning.models import RewardModel
 from ixc_lightning.modules import ScoringModule
 from ixc_lightning.types import InputError
-from tests.callbacks.test_scores import folder  # noqa: F401
 from tests.datamodules.broken import write_tar
 from tests.datamodules.test_contrast import record
 from tests.digits import FRAMES, HELDOUT
@@ -63,8 +62,8 @@ def summary(root):
     return json.loads((root / "cleaned/summary.json").read_text())
 
 
-def test_the_lowest_scores_are_removed(folder, noisy, tmp_path):  # noqa: F811
-    clean(folder, noisy, tmp_path)
+def test_the_lowest_scores_are_removed(reward_folder, noisy, tmp_path):
+    clean(reward_folder, noisy, tmp_path)
     table = lines(tmp_path / "scores/scores.jsonl")
     lowest = sorted(table, key=lambda row: row["score"])[: HELDOUT // 4]
     removed = lines(tmp_path / "cleaned/removed.jsonl")
@@ -76,8 +75,8 @@ def test_the_lowest_scores_are_removed(folder, noisy, tmp_path):  # noqa: F811
     assert (tmp_path / "cleaned/report.html").read_text().count("<article") == HELDOUT // 4 + HELDOUT * 3 // 4
 
 
-def test_answers_of_others_are_scored_beside_the_own_one(folder, noisy, tmp_path):  # noqa: F811
-    clean(folder, noisy, tmp_path, options={"others": 2}, quantile=0.25)
+def test_answers_of_others_are_scored_beside_the_own_one(reward_folder, noisy, tmp_path):
+    clean(reward_folder, noisy, tmp_path, options={"others": 2}, quantile=0.25)
     table = lines(tmp_path / "scores/scores.jsonl")
     assert [row["response"] for row in table] == ["response", "other 1", "other 2"] * HELDOUT
     contrasts = {
@@ -92,45 +91,45 @@ def test_answers_of_others_are_scored_beside_the_own_one(folder, noisy, tmp_path
     assert summary(tmp_path)["planted_noise"]["auc_by_ranking"].keys() == {"contrast", "score", "z_score"}
 
 
-def test_a_run_that_stopped_goes_on_and_other_limits_score_nothing(folder, noisy, tmp_path):  # noqa: F811
-    clean(folder, noisy, tmp_path, limit=2)
+def test_a_run_that_stopped_goes_on_and_other_limits_score_nothing(reward_folder, noisy, tmp_path):
+    clean(reward_folder, noisy, tmp_path, limit=2)
     assert scored(tmp_path) == list(range(8))
     assert not (tmp_path / "cleaned").exists()
-    clean(folder, noisy, tmp_path)
+    clean(reward_folder, noisy, tmp_path)
     assert scored(tmp_path) == list(range(HELDOUT))
     assert summary(tmp_path)["removed"] == HELDOUT // 4
-    clean(folder, noisy, tmp_path, quantile=0.5)
+    clean(reward_folder, noisy, tmp_path, quantile=0.5)
     assert scored(tmp_path) == list(range(HELDOUT))
     assert summary(tmp_path)["removed"] == HELDOUT // 2
 
 
-def test_an_empty_answer_ends_the_run_or_is_listed_with_its_reason(folder, tmp_path):  # noqa: F811
+def test_an_empty_answer_ends_the_run_or_is_listed_with_its_reason(reward_folder, tmp_path):
     write_tar(
         tmp_path / "set.tar", [(f"{n}.json", record(n, "" if n == 2 else f"it is {n}")) for n in range(6)]
     )
     with pytest.raises(InputError, match=r"'2', messages\[1\]\.content: is empty"):
-        clean(folder, tmp_path / "set.tar", tmp_path / "raises")
-    clean(folder, tmp_path / "set.tar", tmp_path, options={"on_bad_sample": "quarantine"})
+        clean(reward_folder, tmp_path / "set.tar", tmp_path / "raises")
+    clean(reward_folder, tmp_path / "set.tar", tmp_path, options={"on_bad_sample": "quarantine"})
     found = {line["key"]: line["reasons"] for line in lines(tmp_path / "cleaned/removed.jsonl")}
     assert "cannot be read or scored" in found.pop("2")[0]
     assert len(found) == 1
     assert (summary(tmp_path)["kept"], summary(tmp_path)["unreadable"]) == (4, 1)
 
 
-def test_a_set_without_planted_noise_has_no_figures_of_it(folder, digits, tmp_path):  # noqa: F811
-    clean(folder, digits / "instruction/heldout", tmp_path, z_score=-1.0, per=["domain", "modality"])
+def test_a_set_without_planted_noise_has_no_figures_of_it(reward_folder, digits, tmp_path):
+    clean(reward_folder, digits / "instruction/heldout", tmp_path, z_score=-1.0, per=["domain", "modality"])
     assert summary(tmp_path)["planted_noise"] is None
 
 
-def test_what_cannot_be_is_said_before_anything_is_scored(folder, noisy, tmp_path):  # noqa: F811
+def test_what_cannot_be_is_said_before_anything_is_scored(reward_folder, noisy, tmp_path):
     with pytest.raises(InputError, match="CleanedDataWriter needs shards to clean"):
-        clean(folder, noisy, tmp_path, data=ScoringDataModule)
+        clean(reward_folder, noisy, tmp_path, data=ScoringDataModule)
     with pytest.raises(InputError, match="no limit is given"):
-        clean(folder, noisy, tmp_path, shown=3)
+        clean(reward_folder, noisy, tmp_path, shown=3)
     (tmp_path / "cleaned").mkdir()
     (tmp_path / "cleaned/mine").write_text("dear")
     with pytest.raises(InputError, match="cleaned: exists and holds no results of cleaning"):
-        clean(folder, noisy, tmp_path)
+        clean(reward_folder, noisy, tmp_path)
     assert not (tmp_path / "scores").exists()
     with pytest.raises(InputError, match="shown is 0"):
         CleanedDataWriter(shown=0, quantile=0.1)

@@ -57,7 +57,23 @@ def test_rates_are_counts_over_seconds_with_each_prompt_counted_once(monkeypatch
     run.batch(_pairs(), 1.0)
     assert not run.logged
     run.batch(_pairs(), 3.0)
-    assert run.logged == {"train/pairs_per_second": 4 / 4.0, "train/tokens_per_second": 32 / 4.0}
+    assert run.logged["train/pairs_per_second"] == 4 / 4.0
+    assert run.logged["train/tokens_per_second"] == 32 / 4.0
+
+
+def test_padding_is_the_empty_share_of_both_padded_sequences_of_each_pair(monkeypatch):
+    run = Run(monkeypatch)
+    run.batch(_pairs(), 1.0)
+    run.batch(_pairs(), 1.0)
+    # sequences of 5 + 2, 3 + 1, 5 + 1 and 3 + 4 tokens in rows of 7
+    assert run.logged["train/padding"] == (28 - 24) / 28
+    assert run.logged["train/tokens_per_step"] == 16
+
+
+def test_a_row_that_only_fills_the_batch_up_is_no_token_of_the_step(monkeypatch):
+    run = Run(monkeypatch, every=1)
+    run.batch(_pairs()._replace(real=torch.tensor([True, False])), 1.0)
+    assert run.logged["train/tokens_per_step"] == 5 + 2 + 1
 
 
 def test_instructions_count_as_samples(monkeypatch):
@@ -65,7 +81,8 @@ def test_instructions_count_as_samples(monkeypatch):
     prompts, responses = Prompts(*_rows(4), {}, {}), Responses(*_rows(2))
     batch = InstructionBatch(prompts, responses, ids, ids, ["a"], ids == 0, 0, [])
     run.batch(batch, 2.0)
-    assert run.logged == {"train/samples_per_second": 0.5, "train/tokens_per_second": 3.0}
+    rates = {"train/samples_per_second": 0.5, "train/tokens_per_second": 3.0}
+    assert run.logged == rates | {"train/tokens_per_step": 6.0, "train/padding": 0.0}
 
 
 def test_prompts_count_with_the_tokens_that_the_policy_read_and_said(monkeypatch):

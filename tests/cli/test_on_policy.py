@@ -17,6 +17,11 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
+CRITIC = (
+    *("--model.critic_warmup", "0"),
+    *("--model.critic_scheduler", "ixc_lightning.modules.WarmupLinearLR"),
+)
+
 
 @pytest.mark.parametrize("recipe", ["ppo", "rloo"])
 def test_the_policy_of_a_checkpoint_is_exported_where_no_other_role_is_left(
@@ -29,7 +34,7 @@ def test_the_policy_of_a_checkpoint_is_exported_where_no_other_role_is_left(
             *("fit", "--config", f"recipes/{recipe}.yaml"),
             *("--model.policy.source", str(tiny_folder)),
             *("--model.reward_model.source", judge),
-            *(("--model.critic.source", judge, "--model.critic_warmup", "0") if recipe == "ppo" else ()),
+            *(("--model.critic.source", judge, *CRITIC) if recipe == "ppo" else ()),
             *("--model.sampling.n", "2", "--model.sampling.max_tokens", "3", "--model.minibatch_size", "4"),
             *("--model.scheduler.warmup_steps", "0"),
             *("--data.train", str(digits / "prompt/train"), "--data.val", str(digits / "prompt/heldout")),
@@ -50,6 +55,8 @@ def test_the_policy_of_a_checkpoint_is_exported_where_no_other_role_is_left(
     )
     assert run.trainer.global_step == 2
     assert run.trainer.logged_metrics["train/prompts_per_second"] > 0
+    rates = [config.scheduler.get_last_lr() for config in run.trainer.lr_scheduler_configs]
+    assert rates[1:] == ([[0.0]] if recipe == "ppo" else [])  # the critic's ends with the trainer too
     trained = run.model.policy.state_dict()
     rmtree(judge)
     main(["export", run.trainer.checkpoint_callback.best_model_path, str(tmp_path / "again")])

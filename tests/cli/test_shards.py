@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from ixc_lightning.cli.main import main
-from ixc_lightning.datamodules.shard_writer import MANIFEST
+from ixc_lightning.datamodules.manifest import MANIFEST
 
 
 @pytest.fixture

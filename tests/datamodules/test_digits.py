@@ -105,10 +105,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(folder, tmp_pat
     for name, manifest in again.items():
         dataset = ShardDataset(folder / name, kind=name.split("/")[0])
         written = [path.read_bytes() for path in dataset.shards]
-        assert written == [
-            (tmp_path / "again" / name / shard["file"]).read_bytes() for shard in manifest.shards
-        ]
-        assert manifest.shards[0]["sha256"] != other[name].shards[0]["sha256"]
+        assert written == [(tmp_path / "again" / name / shard.file).read_bytes() for shard in manifest.shards]
+        assert manifest.shards[0].sha256 != other[name].shards[0].sha256
 
 
 def test_splits_share_no_picture_and_have_every_digit_in_the_same_share(pictures):

@@ -7,10 +7,12 @@ import shutil
 import pytest
 
 from ixc_lightning.datamodules.index import index_path
-from ixc_lightning.datamodules.indexing import check_shards, index_shards, paths_of, write_manifest
-from ixc_lightning.datamodules.shard_writer import MANIFEST, Manifest, Sample, write_shards
+from ixc_lightning.datamodules.indexing import check_shards, index_shards, paths_of, renew_manifest
+from ixc_lightning.datamodules.manifest import MANIFEST, Manifest
+from ixc_lightning.datamodules.shard_writer import Sample, write_shards
 from ixc_lightning.datamodules.shards import ShardDataset
 from ixc_lightning.types import InputError
+from tests.datamodules.test_manifest import save_version_1
 
 
 def _record(number, **fields):
@@ -44,7 +46,7 @@ def _index(folder):
 def test_sidecars_and_manifest_are_those_of_the_writer(written, bare):
     actions, shards = _index(bare)
     assert actions == ["written"] * 3
-    write_manifest(bare, shards)
+    renew_manifest(bare, shards)
     names = sorted(path.name for path in written.iterdir())
     assert sorted(path.name for path in bare.iterdir()) == names
     for name in names:
@@ -85,7 +87,7 @@ def test_the_kind_is_read_off_the_records(kind, tmp_path):
     write_shards([Sample("a", raw)], tmp_path / kind, kind=kind)
     expected = Manifest.load(tmp_path / kind)
     (tmp_path / kind / MANIFEST).unlink()
-    assert write_manifest(tmp_path / kind, _index(tmp_path / kind)[1]) == expected
+    assert renew_manifest(tmp_path / kind, _index(tmp_path / kind)[1]) == expected
 
 
 def test_a_folder_of_two_kinds_is_refused(bare, tmp_path):
@@ -95,7 +97,7 @@ def test_a_folder_of_two_kinds_is_refused(bare, tmp_path):
     shutil.copy(tmp_path / "prompts/shard-000000.tar", bare / "zzz.tar")
     shards = _index(bare)[1]
     with pytest.raises(InputError, match=r"records of one kind, but .*preference .*, prompt \(zzz\.tar\)"):
-        write_manifest(bare, shards)
+        renew_manifest(bare, shards)
     assert not (bare / MANIFEST).exists()
 
 
@@ -157,10 +159,55 @@ def test_a_shard_of_the_manifest_that_is_missing_is_named(written):
 
 
 def test_the_manifest_is_json_with_names_as_they_are(bare):
-    write_manifest(bare, _index(bare)[1])
+    renew_manifest(bare, _index(bare)[1])
     assert json.loads((bare / MANIFEST).read_text())["domains"] == {"d0": 3, "d1": 3}
 
 
 def test_what_lies_at_an_address_is_not_indexed():
     with pytest.raises(InputError, match=r"h/a.tar\?…: only tars on a disk .* run index on a local"):
         paths_of("https://h/a.tar?sig=1")
+
+
+def test_a_sound_manifest_is_left_alone_and_one_of_the_first_version_is_renewed(written):
+    shards = _index(written)[1]
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    assert renew_manifest(written, shards) is None
+    manifest = Manifest.load(written)
+    (written / manifest.table.file).unlink()
+    save_version_1(manifest, written)
+    assert renew_manifest(written, shards) == manifest
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+
+
+@pytest.mark.parametrize("harm", ["junk", "table gone", "table damaged", "another kind"])
+def test_a_damaged_manifest_is_renewed(harm, written):
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    table = written / Manifest.load(written).table.file
+    match harm:
+        case "junk":
+            (written / MANIFEST).write_text("[]")
+        case "table gone":
+            table.unlink()
+        case "table damaged":
+            _flip(table, -1)
+        case "another kind":
+            text = (written / MANIFEST).read_text()
+            (written / MANIFEST).write_text(text.replace("preference", "praeference"))
+    renew_manifest(written, _index(written)[1])
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+
+
+def test_a_tar_that_came_later_is_told_by_the_check_and_taken_in_by_the_index(written, tmp_path):
+    write_shards([Sample("s9", _record(9))], tmp_path / "more", kind="preference")
+    shutil.copy(tmp_path / "more/shard-000000.tar", written / "shard-000003.tar")
+    assert _problems(written) == ["", "", "", "is not in manifest.json; run index without --check"]
+    renew_manifest(written, _index(written)[1])
+    assert _problems(written) == [""] * 4
+    assert len(ShardDataset(written, kind="preference")) == 7
+
+
+def test_the_check_finds_a_damaged_table(written):
+    table = written / Manifest.load(written).table.file
+    _flip(table, -1)  # of a checksum
+    with pytest.raises(InputError, match=f"{table.name}: is damaged, its SHA-256 is"):
+        _problems(written)

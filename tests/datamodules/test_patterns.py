@@ -2,11 +2,13 @@
 """What lies at an address is named like what lies on a disk, and what is not there is named with a fix."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
-from ixc_lightning.datamodules import remote
+from ixc_lightning.datamodules import patterns, remote
 from ixc_lightning.datamodules.folders import REPORT, Folders
 from ixc_lightning.datamodules.patterns import expand_shards
 from ixc_lightning.datamodules.records import Kind
@@ -15,6 +17,12 @@ from ixc_lightning.datamodules.sources import _converting
 from ixc_lightning.types import InputError
 from tests.datamodules.test_shards import sample
 from tests.datamodules.web import serve
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """Where tables of manifests at an address are kept, if nothing else is said."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -71,7 +79,8 @@ def test_a_folder_with_a_manifest_holds_what_it_lists(web, upload):
     url = upload("set", manifest=True)
     web.files["set/other.tar"] = b""
     assert expand(url) == expand(url + "/") == numbered(url, range(3))
-    assert web.gets == {"set/manifest.json": 2}
+    (table,) = (name for name in web.files if name.endswith(".safetensors"))
+    assert web.gets == {"set/manifest.json": 2, table: 1}
 
 
 def test_a_folder_without_one_is_listed(upload):
@@ -107,7 +116,8 @@ def test_a_question_mark_in_a_web_address_is_its_query(web):
 
 def test_the_signature_of_a_folder_is_that_of_its_files(web, upload):
     url = upload("set", manifest=True)
-    web.files["set/manifest.json?key=1"] = web.files.pop("set/manifest.json")
+    for name in [name for name in web.files if name.startswith("set/manifest")]:
+        web.files[f"{name}?key=1"] = web.files.pop(name)
     assert expand(f"{url}?key=1") == [f"{shard}?key=1" for shard in numbered(url, range(3))]
 
 
@@ -191,3 +201,34 @@ def test_what_cannot_be_listed_is_named(pattern, message, web):
     web.files["empty/readme.md"] = b""
     with pytest.raises(InputError, match=message):
         expand(pattern.format(url=web.url))
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A folder of three shards with their manifest."""
+    write_shards((sample(n) for n in range(6)), tmp_path / "set", kind="prompt", samples_per_shard=2)
+    return tmp_path / "set"
+
+
+def test_a_folder_that_is_not_that_of_its_manifest_is_refused(written):
+    (written / "shard-000001.tar").rename(written / "zzz.tar")
+    with pytest.raises(InputError, match=r"shard-000001.tar: is in the manifest, but not in the fold"):
+        expand(written)
+    shutil.copy(written / "zzz.tar", written / "shard-000001.tar")
+    with pytest.raises(InputError, match=r"zzz.tar: is in the folder, but not in the manifest; run `index`"):
+        expand(written)
+
+
+def test_a_large_folder_is_not_listed(written, monkeypatch):
+    monkeypatch.setattr(patterns, "MAX_LISTED", 2)
+    (written / "shard-000001.tar").unlink()
+    expected = [written / f"shard-{number:06d}.tar" for number in range(3)]
+    monkeypatch.setattr(os, "listdir", lambda *_: pytest.fail("it was listed"))
+    monkeypatch.setattr(Path, "glob", lambda *_: pytest.fail("it was listed"))
+    assert expand(written) == expected
+
+
+@pytest.mark.parametrize("named", [["set", "set"], ["set", "set/shard-000001.tar"], ["{set,set}"]])
+def test_a_shard_of_a_folder_that_is_named_again_is_refused(named, written):
+    with pytest.raises(InputError, match=r"shard-00000[01].tar: is named twice"):
+        expand([f"{written.parent}/{name}" for name in named])

@@ -64,13 +64,44 @@ def test_records_are_those_of_the_disk_but_for_the_address(web, folder, open_set
 
 
 def test_nothing_but_the_manifest_is_asked_for_until_a_record_is_read(web, open_set):
+    manifest = {"set/manifest.json": 1, table_in(web): 1}
     dataset = open_set()
     assert (len(dataset), dataset.domains) == (10, ["arithmetic", "reading"])
-    assert web.gets == {"set/manifest.json": 1}
+    assert web.gets == manifest
     dataset.place(5)
-    assert web.gets == {"set/manifest.json": 1, SIDECARS[1]: 1}
+    assert web.gets == manifest | {SIDECARS[1]: 1}
     assert dataset[5].answer == 5
-    assert web.gets == {"set/manifest.json": 1, SIDECARS[1]: 1, TARS[1]: 1}
+    assert web.gets == manifest | {SIDECARS[1]: 1, TARS[1]: 1}
+    assert answers(open_set()) == list(range(10))
+    assert web.gets[table_in(web)] == 1  # it was in the cache
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda data: None, "no such file"),
+        (lambda data: data[:-1], "its SHA-256 is"),
+        (lambda data: data.replace(b"shard-000001", b"shard-000009"), "its SHA-256 is"),
+    ],
+)
+def test_a_table_that_is_not_the_manifests_is_named(harm, message, web, open_set):
+    table = table_in(web)
+    web.files[table] = harm(web.files[table])
+    with pytest.raises(InputError, match=f"{web.url}/{table}: {message}"):
+        open_set()
+
+
+def test_a_table_that_is_in_use_stays_in_the_cache(web, open_set):
+    """A process that is spawned opens it by its path."""
+    table = web.files[table_in(web)]
+    dataset = open_set(max_bytes=len(table) + max(len(web.files[name]) for name in TARS))
+    assert answers(dataset) == list(range(10))  # each tar needs the room
+    assert answers(pickle.loads(pickle.dumps(dataset))) == list(range(10))
+
+
+def table_in(web):
+    (table,) = (name for name in web.files if name.endswith(".safetensors"))
+    return table
 
 
 def test_without_a_manifest_the_sidecars_are_asked(web, open_set):

@@ -15,9 +15,11 @@ from ixc_lightning.functional.packing import (
     mean_of_trees,
     pack,
     pairs,
+    predicting_places,
     token_places,
 )
 from ixc_lightning.functional.rollout import take_rows
+from ixc_lightning.functional.sft import predicting_mask
 from ixc_lightning.types import Prompts, Responses
 
 EXACT = 1e-6
@@ -74,6 +76,33 @@ def test_a_row_by_hand():
     assert (packing.starts, packing.lengths) == ([0, 5, 2, 6, 3], [2, 1, 1, 1, 2])
     assert packing.members == [(0, 2), (1, 3), (0, 4)]
     assert last_places(packing).tolist() == [2, 6, 4]
+
+
+def test_the_first_token_of_every_branch_is_predicted_behind_the_prompt():
+    # row 1 2 | 4 | 5 6 | 3 | 7: 4 and 5 behind the 2 of their prompt, 7 behind the 3, 6 behind the 5
+    assert predicting_places(pack(small())).tolist() == [1, 5, 1, 3]
+
+
+@given(trees())
+def test_the_places_before_response_tokens_are_those_of_the_joined_sequences(given):
+    packing, sequences = pack(given), joined(given)
+    # what a state knows: the tokens up to it, as the digits of a number
+    read = torch.zeros_like(sequences.ids, dtype=torch.float64)
+    for place in range(read.shape[1]):
+        read[:, place] = 10 * (read[:, place - 1] if place else 0) + sequences.ids[:, place]
+    row = torch.zeros(len(packing.places), dtype=torch.float64)
+    for n, segments in enumerate(packing.members):
+        places = [packing.starts[s] + k for s in segments for k in range(packing.lengths[s])]
+        row[places] = read[n][sequences.mask[n]]
+    found, wanted = row[predicting_places(packing)], read[predicting_mask(sequences.response_mask)]
+    assert torch.equal(found, wanted)
+
+
+def test_a_prompt_without_tokens_predicts_nothing():
+    none = torch.zeros(1, 0, dtype=torch.long)
+    bare = Trees(Prompts(none, none.bool(), {}, {}), Responses(*padded([[4]], "left")), torch.tensor([0]))
+    with pytest.raises(ValueError, match="prompt 0 has no token, so that nothing predicts its responses"):
+        predicting_places(pack(bare))
 
 
 def test_the_mean_by_hand():

@@ -14,7 +14,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
@@ -26,6 +28,7 @@ from ixc_lightning.modules import RewardModule, SFTModule
 from tests.digits import instruction_data, preference_data, trainer
 
 STEPS = 3
+LR = 1e-3
 PER_STEP = 4  # records of all ranks together
 TIMEOUT = timedelta(seconds=30)  # a hang becomes an error
 
@@ -35,6 +38,20 @@ class Gloo(ModelParallelStrategy):
 
     def __init__(self, world: int) -> None:
         super().__init__(data_parallel_size=world, tensor_parallel_size=1, timeout=TIMEOUT)
+
+
+class Flat(FSDPStrategy):
+    """Torch's first FSDP, which Lightning keeps from CPUs, by decoder layers."""
+
+    def __init__(self, world: int) -> None:
+        super().__init__(process_group_backend="gloo", timeout=TIMEOUT)
+
+    def _setup_model(self, model: Any) -> FullyShardedDataParallel:
+        backbone = getattr(model.model, "backbone", model.model)
+        layers = ModuleWrapPolicy({type(layer) for layer in backbone.decoder_layers()})
+        return FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), use_orig_params=True, auto_wrap_policy=layers
+        )
 
 
 class Notes(Callback):
@@ -72,12 +89,13 @@ def main(options: dict[str, Any]) -> None:
     reward = options["task"] == "reward"
     turns = [slice(0, None, 2), slice(1, None, 2)]  # text, and pictures
     freeze = {"freeze": options.get("freeze", ["vision", "projector"])}
+    strategy = Flat if options.get("flat") else Gloo
     own_steps = options.get("steps", STEPS)
 
     def fit(steps: int, checkpoint: Path | None = None) -> tuple[L.Trainer, Any, Notes]:
         torch.manual_seed(0)
         # A large ε: gradients that are zero but for rounding (of a key's bias) must not become whole steps.
-        optimizer = partial(torch.optim.AdamW, lr=1e-2, eps=1e-3)
+        optimizer = partial(torch.optim.AdamW, lr=LR, eps=1e-3)
         dtype = options.get("compute_dtype", "float32")
         if reward:
             module = RewardModule(
@@ -93,17 +111,25 @@ def main(options: dict[str, Any]) -> None:
         run = trainer(
             out,
             max_steps=steps,
-            strategy=Gloo(world) if world > 1 else "auto",
+            strategy=strategy(world) if world > 1 else "auto",
             devices=world,
             inference_mode=False,
-            gradient_clip_val=1.0,
+            gradient_clip_val=None if strategy is Flat else 1.0,
             use_distributed_sampler=False,
-            callbacks=[notes, HuggingFaceExport(str(out / "export"), enabled=checkpoint is None)],
+            callbacks=[
+                notes,
+                HuggingFaceExport(str(out / "export"), enabled=checkpoint is None and strategy is Gloo),
+            ],
         )
         run.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         return run, (module, data), notes
 
     run, (module, data), notes = fit(own_steps)
+    if strategy is Flat:  # it gathers weights in its own steps and for checkpoints alone
+        run.save_checkpoint(out / "last.ckpt")
+        if rank == 0:
+            (out / "result.json").write_text(json.dumps({"losses": notes.losses, "norms": notes.norms}))
+        return
     batch = next(iter(data.train_dataloader()))
     with torch.no_grad():
         output = module.score(batch)[0] if reward else sft_loss(*module.predict_responses(batch)[:2])

@@ -106,7 +106,7 @@ def test_saved_apart_and_loaded_a_model_scores_the_same_bit_for_bit(name, quanti
     assert torch.equal(scores(loaded, family), scores(model, family))
     assert (loaded.score_mean.item(), loaded.score_std.item()) == (0.25, 2.0)
     names = {path.name for path in tmp_path.iterdir()} - {"README.md"}
-    assert names == {
+    assert names == ({"base_settings.json"} if quantisation else set()) | {
         "adapter_config.json",
         "adapter_model.safetensors",
         "extra.safetensors",
@@ -175,6 +175,27 @@ def test_a_policy_s_adapters_load_with_its_language_head_and_without(tiny, tmp_p
         assert torch.equal(Backbone(str(tmp_path)).eval()(ids, mask, {}, None), hidden)
         theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()(input_ids=ids).logits
     assert torch.allclose(theirs, policy.logits(hidden), atol=MERGED_TOLERANCE, rtol=MERGED_TOLERANCE)
+
+
+def test_adapters_of_a_quantised_base_bring_its_quantisation(tiny, tmp_path):
+    family = tiny("internvl")
+    model = adapted(family, quantisation="nf4", saved_as="adapter")
+    model.save_pretrained(tmp_path)
+    loaded = RewardModel.from_pretrained(tmp_path)
+    assert loaded.backbone.quantisation == "nf4"
+    assert torch.equal(scores(loaded, family), scores(model, family))
+    with torch.no_grad():  # unlike those of the base as it is
+        (tmp_path / "base_settings.json").unlink()
+        assert not torch.allclose(
+            scores(RewardModel.from_pretrained(tmp_path), family), scores(model, family)
+        )
+
+
+def test_an_unknown_quantisation_of_a_base_is_named(tiny, tmp_path):
+    adapted(tiny("internvl"), saved_as="adapter").save_pretrained(tmp_path)
+    (tmp_path / "base_settings.json").write_text('{"quantisation": "int3"}')
+    with pytest.raises(InputError, match=r"base_settings\.json: quantisation is 'int3', .* it knows nf4"):
+        RewardModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("quantisation", [None, "nf4"])

@@ -127,8 +127,14 @@ def test_branches_of_one_prompt_are_one_call_with_one_mask():
     assert [None if mask is None else mask.shape for mask in masks] == [None, (1, 1, 7, 57)]
 
 
+def test_a_prompt_with_one_branch_is_plainly_causal_as_a_whole():
+    plan = Plan(row_of([50, 50], [[7], [7]]))
+    assert [group.queries.shape for group in plan.groups] == [(2, 57)]
+    assert plan.masks(None, torch.float32) == [None]
+
+
 def test_a_mask_is_made_once_for_all_layers_and_a_wide_window_needs_none():
-    plan = Plan(row_of([5, 5], [[2], [3]]))
+    plan = Plan(row_of([5], [[2, 3]]))
     assert plan.masks(4, torch.float32)[1] is plan.masks(4, torch.float32)[1]
     assert plan.masks(8, torch.float32)[0] is None
     assert plan.masks(7, torch.float32)[0] is not None

@@ -27,8 +27,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoProcessor
 
 from ixc_lightning import modules
-from ixc_lightning.models import Backbone
+from ixc_lightning.models import Backbone, LoRA, RewardModel
 from ixc_lightning.models.critic import Critic
+from ixc_lightning.models.one_base import Voice
 from ixc_lightning.models.visuals import picture_token_ids
 from ixc_lightning.rollout import Sampling, stack_rollout
 from ixc_lightning.types import PromptBatch, Responses, Rollout
@@ -41,6 +42,7 @@ from tests.rollout.prompts import prompt_batch
 PARTS = (["text", "image", "images"], ["video"])
 TEXT_AND_PICTURES = (["text", "text"], ["image", "images"])
 STEPS = 2
+LR = 1e-3
 TOKENS = 5
 VOCABULARY = 60  # of the replayed tokens; every tiny tokenizer has more
 TIMEOUT = timedelta(seconds=40)  # a hang becomes an error
@@ -117,6 +119,8 @@ def main(options: dict[str, Any]) -> None:
     out, model = Path(options["out"]), options["model"]
     kind = getattr(modules, options["kind"])
     trains_tower = options.get("trains_tower", False)
+    judge = options.get("judge")  # a folder of adapters: then all roles stand on one base
+    quantisation = options.get("quantisation")
     steps_of_run = options.get("steps", STEPS)
     freeze = {"freeze": [] if trains_tower else ["vision", "projector"]}
     kinds = TEXT_AND_PICTURES if trains_tower else PARTS
@@ -127,12 +131,18 @@ def main(options: dict[str, Any]) -> None:
     def fit(steps: int, checkpoint: Path | None = None) -> tuple[L.Trainer, Any, Notes]:
         torch.manual_seed(0)
         # A large ε: gradients that are zero but for rounding must not become whole steps.
-        optimizer = partial(torch.optim.AdamW, lr=1e-2, eps=1e-3)
-        critic = {"critic": partial(Critic, model, head="zero", **freeze), "critic_optimizer": optimizer}
+        optimizer = partial(torch.optim.AdamW, lr=LR, eps=1e-3)
+        rest = {**freeze, "quantisation": quantisation}
+        adapted = {**rest, **({"adapter": LoRA(rank=4, alpha=8.0)} if judge else {})}
+        critic = {"critic": partial(Critic, judge or model, head="zero", **rest)}
+        critic["critic_optimizer"] = optimizer
+        judging = (
+            partial(RewardModel, judge, quantisation=quantisation) if judge else partial(same_judge, model)
+        )
         module = kind(
-            partial(Backbone, model, head=True, **freeze),
+            partial(Backbone, model, head=True, **adapted),
             **(critic if issubclass(kind, modules.PPOModule) else {}),
-            reward_model=None if trains_tower else partial(same_judge, model),
+            reward_model=None if trains_tower else judging,
             verifiers=[modules.WeightedVerifier(Share())],
             optimizer=optimizer,
             kl=modules.AdaptiveKL(0.05, target=0.01, horizon=20),
@@ -168,6 +178,7 @@ def main(options: dict[str, Any]) -> None:
         "logged": notes.logged,
         "validation": {name: float(value) for name, value in run.callback_metrics.items() if "val/" in name},
         "sharded": sum(isinstance(weight.data, DTensor) for weight in module.parameters()),
+        "on_one_base": sum(isinstance(part, Voice) for part in module.modules()),
         "kl_coef": module.kl.coef,
         "scale": {} if trains_tower else module.score_scale.state_dict(),
     }

@@ -3,9 +3,11 @@
 
 from functools import partial
 from shutil import copytree
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from transformers import AutoProcessor
 
 from ixc_lightning.models import RewardModel
@@ -47,6 +49,13 @@ def fit(module, digits, tiny, folder, *, checkpoint=None, **options):
 def test_a_precision_in_which_training_does_not_hold_is_refused(precision, digits, tiny_folder, tmp_path):
     with pytest.raises(InputError, match=f"trainer.precision is {precision}, .*32-true or bf16-mixed"):
         fit(on_policy(RLOOModule, tiny_folder), digits, tiny_folder, tmp_path, precision=precision)
+
+
+def test_torch_s_first_fsdp_is_refused_with_the_strategy_to_take(tiny_folder):
+    module = on_policy(RLOOModule, tiny_folder)
+    module._trainer = SimpleNamespace(precision="32-true", strategy=FSDPStrategy())
+    with pytest.raises(InputError, match=r"FSDPStrategy, .* give ModelParallelStrategy"):
+        module.setup("fit")
 
 
 def test_in_bfloat16_the_ratio_starts_at_one_and_the_weights_stay_float32(digits, tiny_folder, tmp_path):

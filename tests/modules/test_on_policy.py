@@ -250,6 +250,19 @@ def test_validation_answers_fixed_prompts_in_both_ways_and_says_what_is_right(da
         assert 1 <= results[f"val/{way}_length"] <= 5
 
 
+def test_a_step_counts_the_tokens_that_it_read(data, tiny_folder, tmp_path):
+    """Those of real prompts once and of all their answers: what a rate of tokens is made of."""
+
+    class Counts(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.prompts, self.told = int(batch.prompts.mask.sum()), int(outputs["tokens"])
+
+    counts = Counts()
+    run = fit(on_policy(RLOOModule, tiny_folder), data, tmp_path, callbacks=[counts])
+    answers = round(float(run.logged_metrics["train/length"]) * 2 * 4)  # two answers to each of four prompts
+    assert counts.told == counts.prompts + answers
+
+
 def test_every_promised_name_is_logged(data, tiny_folder, tmp_path):
     run = fit(on_policy(PPOModule, tiny_folder, **judged(tiny_folder)), data, tmp_path)
     names = (

@@ -142,6 +142,32 @@ def test_training_statistics_cover_every_batch_that_a_step_accumulates(digits, t
     assert counted == [3 * 8, 3 * 8]
 
 
+def test_a_step_over_batches_by_tokens_counts_all_their_pairs(digits, tiny_folder, tmp_path):
+    module, seen = _module(tiny_folder), []
+    score = module.score
+
+    def counted(batch):
+        seen.append(len(batch.keys))
+        return score(batch)
+
+    module.score = counted
+    data = preference_data(
+        digits, tiny_folder, val=None, token_budget=300, lengths_folder=str(tmp_path / "lengths")
+    )
+    run = trainer(tmp_path, max_steps=1, accumulate_grad_batches=3)
+    run.fit(module, data)
+    assert run.logged_metrics["train/pairs_per_step"] == sum(seen)
+
+
+def test_a_budget_that_counts_shared_prompts_is_refused_where_none_is_shared(digits, tiny_folder, tmp_path):
+    build = partial(RewardModel, str(tiny_folder), sharing="off")
+    module = RewardModule(build, optimizer=partial(AdamW, lr=1e-3))
+    options = {"val": None, "token_budget": 2000, "lengths_folder": str(tmp_path / "lengths")}
+    with pytest.raises(InputError, match=r"set data\.sharing to off"):
+        trainer(tmp_path).fit(module, preference_data(digits, tiny_folder, **options))
+    trainer(tmp_path).fit(module, preference_data(digits, tiny_folder, sharing="off", **options))
+
+
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(
     trained, digits, tiny_folder, tiny, tmp_path
 ):

@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation: what is drawn is drawn from the policy's own distribution, whatever the batch looks like."""
 
+import logging
 import weakref
 from contextlib import contextmanager
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MistralConfig
 
 from ixc_lightning.functional.masking import join, last_index
+from ixc_lightning.functional.sampling import draw, uniforms
 from ixc_lightning.models import Backbone
+from ixc_lightning.models.growth import grows
+from ixc_lightning.models.prefix import Prefix
 from ixc_lightning.models.visuals import picture_token_ids
 from ixc_lightning.rollout import Sampling, TransformersEngine
-from ixc_lightning.types import InputError, Responses
+from ixc_lightning.rollout.decoding import LEAVING
+from ixc_lightning.types import InputError, Prompts, Responses
 from tests.families import KINDS
+from tests.family_configs import TEXT
 from tests.rollout.prompts import of_prompts, prompt_batch
 
 LENGTH = 4
@@ -102,15 +108,97 @@ def test_samples_are_drawn_from_the_distribution_of_full_forward_passes(family, 
     sampling = Sampling(n=2, temperature=TEMPERATURE, max_tokens=LENGTH, stop_tokens=MANY_STOPS)
     batch = prompt_batch(tiny(family).samples())
     rollout = answer(policy(family), batch, sampling, seed=3)
-    torch.manual_seed(3)
+    assert policy(family).grows
+    places = iter(uniforms(sampling.n * len(batch.keys), LENGTH, seed=3).unbind(1))
     expected = by_full_forwards(
-        policy(family),
-        batch,
-        sampling,
-        lambda logits: torch.multinomial((logits / TEMPERATURE).softmax(-1), 1)[:, 0],
+        policy(family), batch, sampling, lambda logits: draw(logits / TEMPERATURE, next(places))
     )
     assert len(set(rollout.lengths.tolist())) > 1
     assert rollout.responses.ids.tolist() == expected.tolist()
+
+
+@every_family
+def test_a_prompt_that_is_read_for_each_sample_has_the_same_answers(family, tiny, policy):
+    """Prompts of other lengths beside each other, and rows that leave when they have ended."""
+    batch = prompt_batch(tiny(family).samples(), side="right")
+    visuals = policy(family).encode(batch.prompts.media)
+    for sampling in (
+        Sampling(n=3, max_tokens=9, temperature=TEMPERATURE, stop_tokens=MANY_STOPS),
+        Sampling(n=2, max_tokens=5, min_tokens=2, top_k=9, top_p=0.8, stop_tokens=MANY_STOPS),
+        GREEDY,
+    ):
+        shared, apart = (
+            TransformersEngine(sharing=sharing).generate(policy(family), batch, visuals, sampling, seed=5)
+            for sharing in ("auto", "off")
+        )
+        assert torch.equal(shared.responses.ids, apart.responses.ids)
+        assert torch.equal(shared.responses.mask, apart.responses.mask)
+
+
+def test_a_prompt_is_read_once_for_its_samples_and_rows_leave_when_they_have_ended(tiny, policy):
+    one, batch = policy("internvl"), prompt_batch(tiny("internvl").samples())
+    visuals, sampling = one.encode(batch.prompts.media), Sampling(n=4, max_tokens=8, stop_tokens=MANY_STOPS)
+    assert TransformersEngine().generate(one, batch, visuals, GREEDY, seed=0).ended is not None  # prepares
+    shapes = []
+    hook = one.decoder_layers()[0].register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+    rollout = TransformersEngine().generate(one, batch, visuals, sampling, seed=0)
+    hook.remove()
+    prompts, *steps = [shape[:2] for shape in shapes]
+    assert prompts == (len(batch.keys), batch.prompts.mask.sum(dim=1).max())
+    assert all(length == 1 for _, length in steps)
+    for place, (asked, _) in enumerate(steps):
+        needed = int((rollout.lengths > place + 1).sum())
+        assert needed <= asked < needed / (1 - LEAVING)
+    assert steps[-1][0] < len(rollout.lengths) / 2
+
+
+@pytest.mark.parametrize("rows", [1, 3, None])
+def test_a_row_s_draws_are_its_own_however_many_are_written_at_a_time(rows, tiny, policy):
+    batch = prompt_batch(tiny("qwen3_vl").samples())
+    visuals = policy("qwen3_vl").encode(batch.prompts.media)
+    sampling = Sampling(n=3, max_tokens=6, stop_tokens=MANY_STOPS)
+    wanted = answer(policy("qwen3_vl"), batch, sampling, seed=2, visuals=visuals)
+    found = TransformersEngine(max_rows=rows).generate(policy("qwen3_vl"), batch, visuals, sampling, seed=2)
+    assert torch.equal(found.responses.ids, wanted.responses.ids)
+
+
+def test_a_policy_that_cannot_share_says_why_and_answers(tiny, policy, caplog):
+    batch, sampling = prompt_batch(tiny("qwen2").samples()), Sampling(n=2, max_tokens=LENGTH)
+    one = Backbone(tiny("qwen2").folder, head=True, attention="eager").eval()
+    with caplog.at_level(logging.WARNING):
+        found = answer(one, batch, sampling)
+    assert "a prompt is read for each of its samples: attention is eager" in caplog.text
+    assert one.grows is False
+    assert torch.equal(found.responses.ids, answer(policy("qwen2"), batch, sampling).responses.ids)
+
+
+def test_a_network_that_grows_wrong_is_found_out(tiny, monkeypatch):
+    """What a row sees of its prompt must be looked at, not assumed."""
+
+    def blind(self, length, window):
+        return torch.zeros_like(self.mask)[:, None, None]
+
+    monkeypatch.setattr(Prefix, "_ahead", blind)
+    one = Backbone(tiny("qwen2").folder, head=True).eval()
+    assert "a response that grows gives other states than sequences apart" in grows(one)
+    monkeypatch.undo()
+    assert grows(one) is None
+
+
+def test_windows_count_along_the_own_row(tmp_path):
+    torch.manual_seed(0)
+    config = MistralConfig(vocab_size=100, sliding_window=4, **TEXT)
+    config.save_pretrained(tmp_path)
+    one = Backbone(str(tmp_path), weights="random", head=True).eval()
+    mask = torch.arange(9) < torch.tensor([[9], [2]])
+    batch = of_prompts(Prompts(torch.randint(5, 99, mask.shape) * mask, mask, {}, {}))
+    sampling = Sampling(n=3, max_tokens=9, stop_tokens=(7,))
+    shared, apart = (
+        TransformersEngine(sharing=sharing).generate(one, batch, None, sampling, seed=1)
+        for sharing in ("auto", "off")
+    )
+    assert one.grows
+    assert torch.equal(shared.responses.ids, apart.responses.ids)
 
 
 def test_what_the_models_own_generation_config_says_about_drawing_is_not_heard(tiny, policy):
