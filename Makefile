@@ -35,7 +35,7 @@ test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
 
 benchmarks: $(VENV)/.installed-dev
-	set -e; for name in pair_forward best_of_n scoring generation ppo_step data_throughput data_scale; do $(PY) benchmarks/$$name.py; done
+	set -e; for name in pair_forward reward_training token_budget checkpointing best_of_n scoring generation ppo_step data_throughput data_scale; do $(PY) benchmarks/$$name.py; done
 	$(PY) benchmarks/tables.py
 
 # Analysers do not follow the package map of an editable installation, so mypy reads an installed copy.

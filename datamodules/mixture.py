@@ -87,9 +87,16 @@ def check_window(
     Raises:
         InputError: they do not fit.
     """
-    needed = sum(int(np.sort(source)[-window:].sum()) for source in sizes)
+    needed = sum(_largest(source, window) for source in sizes)
     if needed > cache_bytes:
         raise InputError(
             f"the {window} shards of each source whose samples are mixed take {needed / 1e9:.3g} GB, but the "
             f"cache holds {cache_bytes / 1e9:.3g} GB: {advice}"
         )
+
+
+def _largest(sizes: Int64[np.ndarray, " _"], number: int) -> int:
+    """Return the sum of the largest ones."""
+    if not sizes.any() or len(sizes) <= number:
+        return int(sizes.sum())
+    return int(np.partition(sizes, len(sizes) - number)[-number:].sum())

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ixc_lightning.datamodules.order import FILL, Part, SequentialOrder, ShuffledSource, TrainingOrder
+from ixc_lightning.datamodules.order import BLOCK, FILL, Part, SequentialOrder, ShuffledSource, TrainingOrder
 
 COUNTS = [7, 0, 5, 9, 1, 6]
 SIZE = sum(COUNTS)
@@ -46,6 +46,25 @@ def test_a_window_reads_few_shards_at_a_time():
         assert len(set(shards[start : start + 30])) == 3
     assert len(set(shards[:10])) == 3  # mixed, not one after the other
     assert len(set(ShuffledSource(counts, window=99, key=1).records(np.arange(30)) // 10)) > 10
+
+
+def test_many_shards_are_shuffled_block_by_block():
+    counts = np.arange(2 * BLOCK + 11) % 3
+    size, order = int(counts.sum()), ShuffledSource(counts, window=4, key=5)
+    passes = order.records(np.arange(2 * size)).reshape(2, size)
+    assert (np.sort(passes) == np.arange(size)).all()
+    assert (passes[0] != passes[1]).mean() > 0.99
+    shards = np.repeat(np.arange(len(counts)), counts)
+    assert len(np.unique(shards[passes[0]][:2000] * 8 // len(counts))) == 8  # a block has shards from everywhere
+    for places in np.random.default_rng(1).integers(0, 2 * size, (100, 8)):
+        assert (ShuffledSource(counts, window=4, key=5).records(places) == passes.ravel()[places]).all()
+
+
+def test_a_window_larger_than_a_block_mixes_all_it_is_to_mix():
+    counts = np.full(BLOCK + 1000, 2)
+    order = ShuffledSource(counts, window=len(counts), key=5)
+    assert len(np.unique(order.records(np.arange(1000)) // 2)) > 800  # of one block, and not by shards
+    assert (np.sort(order.records(np.arange(order.size))) == np.arange(order.size)).all()
 
 
 def test_places_behind_the_end_are_filled():

@@ -99,7 +99,7 @@ def test_the_same_source_gives_the_same_bytes(source, tmp_path):
     for name in ("a", "b"):
         convert(source, tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    assert len(files) == 4 * 3 + 1
+    assert len(files) == 4 * 4 + 1
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
