@@ -208,8 +208,9 @@ class TrainingOrder(Order):
         layout = hashlib.sha256()
         for source in self.sources:
             layout.update(np.ascontiguousarray(source.counts))
+        counted = layout.hexdigest()
         by_costs = [cut] if pool and cut == "costs" else []
-        self.fingerprint = str(key_of(seed, window, mix, units, pool, *self.shares, layout.hexdigest(), *by_costs))
+        self.fingerprint = str(key_of(seed, window, mix, units, pool, *self.shares, counted, *by_costs))
         self._pool = lru_cache(maxsize=2)(self._sort_pool)
 
     def __len__(self) -> int:
@@ -298,7 +299,7 @@ def _by_group(groups: Places) -> Iterator[tuple[int, Bool[np.ndarray, " N"]]]:
 
 
 def _shuffled(numbers: Places, key: int) -> Places:
-    """Different numbers in an order of their own for every key; the mixer never gives two of them the same."""
+    """Different numbers in an order that the key gives; to the mixer no two of them are the same."""
     return numbers[np.argsort(mix(numbers.astype(np.uint64) ^ np.uint64(key)))]
 
 

@@ -54,9 +54,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     if not flat:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
     own = get_total_norm([p.grad for p in flat if p.grad is not None]).to(flat[0].device)
-    each = own.new_empty(distributed.get_world_size())
-    distributed.all_gather_single(each, own[None])
-    return torch.stack([*each, norm.to(each)]).norm()
+    each = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(each, own)
+    return torch.stack([*each, norm.to(own)]).norm()
 
 
 def check_state(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:

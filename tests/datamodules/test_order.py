@@ -55,7 +55,8 @@ def test_many_shards_are_shuffled_block_by_block():
     assert (np.sort(passes) == np.arange(size)).all()
     assert (passes[0] != passes[1]).mean() > 0.99
     shards = np.repeat(np.arange(len(counts)), counts)
-    assert len(np.unique(shards[passes[0]][:2000] * 8 // len(counts))) == 8  # a block has shards from everywhere
+    eighths = shards[passes[0]][:2000] * 8 // len(counts)
+    assert len(np.unique(eighths)) == 8  # a block has shards from everywhere
     for places in np.random.default_rng(1).integers(0, 2 * size, (100, 8)):
         assert (ShuffledSource(counts, window=4, key=5).records(places) == passes.ravel()[places]).all()
 

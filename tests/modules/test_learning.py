@@ -65,7 +65,8 @@ def test_a_minibatch_computed_in_parts_makes_the_step_of_the_whole(
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], atol=SAME, rtol=0, msg=name)
     for name in ("policy_loss", "value_loss", "gradient_norm", "critic_gradient_norm", "entropy"):
-        assert metrics_of_parts[f"train/{name}"] == pytest.approx(metrics[f"train/{name}"].item(), rel=RELATIVE, abs=SAME)
+        expected = metrics[f"train/{name}"].item()
+        assert metrics_of_parts[f"train/{name}"] == pytest.approx(expected, rel=RELATIVE, abs=SAME)
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_sum"])
