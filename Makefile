@@ -3,6 +3,7 @@
 #   make quickstart   train and evaluate a small reward model on this machine's CPU; OUT=folder for another place
 #   make test         the quick tests, in two processes; JOBS=8 where there are more cores
 #   make test-slow    the tests marked slow, in two processes too
+#   make test-long    those of them that continuous integration runs last, if time is left
 #   make benchmarks   compare this package with plain ways, on a quiet machine, for hours; fills the tables of docs/benchmarks.md
 #   make lint         ruff, and mypy on the tree as it is shipped
 #   make wheel-test   build the wheel, install it apart, run it from another directory
@@ -20,7 +21,7 @@ ROOT := $(CURDIR)
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: install quickstart test test-slow benchmarks lint wheel-test clean
+.PHONY: install quickstart test test-slow test-long benchmarks lint wheel-test clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed-dev
@@ -32,7 +33,10 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "slow and not long and not gpu"
+
+test-long: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "long and not gpu"
 
 benchmarks: $(VENV)/.installed-dev
 	set -e; for name in pair_forward reward_training token_budget checkpointing best_of_n scoring generation ppo_step data_throughput data_scale; do $(PY) benchmarks/$$name.py; done

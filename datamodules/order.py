@@ -207,10 +207,12 @@ class TrainingOrder(Order):
         units = unit if pool or mix == "units" else 1
         layout = hashlib.sha256()
         for source in self.sources:
-            layout.update(np.ascontiguousarray(source.counts))
+            layout.update(memoryview(np.ascontiguousarray(source.counts)))
         counted = layout.hexdigest()
-        by_costs = [cut] if pool and cut == "costs" else []
-        self.fingerprint = str(key_of(seed, window, mix, units, pool, *self.shares, counted, *by_costs))
+        told: list[int | str] = [*self.shares, counted]
+        told += [cut] if pool and cut == "costs" else []
+        told += [BLOCK] if any(source.num_blocks > 1 for source in self.sources) else []
+        self.fingerprint = str(key_of(seed, window, mix, units, pool, *told))
         self._pool = lru_cache(maxsize=2)(self._sort_pool)
 
     def __len__(self) -> int:

@@ -62,10 +62,8 @@ def token_logprobs(
         >>> round(out.logprobs.item(), 4), round(out.entropy.item(), 4)  # uniform over four: log 4
         (-1.3863, 1.3863)
     """
-    if not temperature > 0 or chunk < 1:
-        raise ValueError(f"temperature {temperature} and chunk {chunk} must be positive")
-    if len(hidden) != len(targets):
-        raise ValueError(f"{len(hidden)} states cannot predict {len(targets)} tokens")
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} must be positive")
 
     def part(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(states).float() / temperature
@@ -74,14 +72,48 @@ def token_logprobs(
         expected = ((logits - normaliser.unsqueeze(-1)).exp() * logits).sum(dim=-1)
         return chosen - normaliser, normaliser - expected
 
-    def recomputed(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        # logits are computed again in the backward pass instead of being kept
+    return TokenLogprobs(*in_chunks(part, hidden, targets, chunk=chunk))
+
+
+def in_chunks(
+    part: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    hidden: Float[Tensor, "N D"],
+    targets: Int[Tensor, " N"],
+    *,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, ...]:
+    """What a function of states and tokens gives at each place, computed for one chunk of places at a time.
+
+    Args:
+        part: states and tokens of a chunk to one value of each place, or several; without random numbers. It
+            is computed again in the backward pass, so that nothing of it is kept.
+        hidden: states at the N places.
+        targets: the token of each place.
+        chunk: places at a time.
+
+    Returns:
+        For each output of the function its values at all N places.
+
+    Raises:
+        ValueError: the chunk is not positive, or there are not as many states as tokens.
+
+    Example:
+        >>> states, tokens = torch.ones(3, 2), torch.zeros(3).long()
+        >>> in_chunks(lambda states, tokens: (states.sum(1),), states, tokens, chunk=2)
+        (tensor([2., 2., 2.]),)
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk {chunk} must be positive")
+    if len(hidden) != len(targets):
+        raise ValueError(f"{len(hidden)} states cannot predict {len(targets)} tokens")
+
+    def recomputed(states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         return checkpoint(part, states, tokens, use_reentrant=False, preserve_rng_state=False)
 
     run = recomputed if torch.is_grad_enabled() else part
     chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    logprobs, entropy = zip(*(run(states, tokens) for states, tokens in chunks), strict=True)
-    return TokenLogprobs(torch.cat(logprobs), torch.cat(entropy))
+    values = zip(*(run(states, tokens) for states, tokens in chunks), strict=True)
+    return tuple(torch.cat(each) for each in values)
 
 
 def in_rows(values: Float[Tensor, " N"], mask: Bool[Tensor, "R T"]) -> Float[Tensor, "R T"]:

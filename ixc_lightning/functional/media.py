@@ -81,6 +81,32 @@ def entries_per_row(patches: Int[Tensor, " entries"], tokens: Int[Tensor, " B"])
     return torch.bincount(torch.searchsorted(ends, last), minlength=len(tokens))
 
 
+def runs_within(sizes: Sequence[int], limit: int) -> list[int]:
+    """Cut a list into runs of neighbours of at most a given size together, as few as the order allows.
+
+    Args:
+        sizes: of each entry.
+        limit: of a run; an entry beyond it is a run of its own.
+
+    Returns:
+        The number of entries of each run.
+
+    Example:
+        >>> runs_within([3, 4, 2, 9, 1], 6)  # 3, then 4 + 2, then 9 alone, then 1
+        [1, 2, 1, 1]
+    """
+    runs: list[int] = []
+    room = 0
+    for size in sizes:
+        if runs and size <= room:
+            runs[-1] += 1
+        else:
+            runs.append(1)
+            room = limit
+        room -= size
+    return runs
+
+
 def _join(key: str, tensors: list[Tensor]) -> Tensor:
     if len({tensor.dim() for tensor in tensors}) > 1:
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)

@@ -7,14 +7,16 @@ roles and responses. Everything that differs between families is in ``families``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, LogitsProcessorList
 
 from ixc_lightning.models.adapter_files import load_adapter, save_adapter, saved_adapter
@@ -37,6 +39,7 @@ from ixc_lightning.models.shared_inputs import Prefill, SharedPrefix
 from ixc_lightning.models.visuals import Visuals
 from ixc_lightning.types import InputError, Prompts
 
+Read = TypeVar("Read")
 ADAPTER = "default"
 """Name of the adapters that a backbone is built with."""
 
@@ -57,6 +60,9 @@ class Backbone(Parted):
             attention.
         liger: Liger's Triton kernels for norms, rotations and gated activations.
         compile: compile the decoder's layers: ``true``, a mode of ``torch.compile``, or ``aot_eager``.
+        vision_patches_at_once: most patches, squares of the vision tower's ``patch_size``, that it encodes at
+            a time, of as many pictures and clips as fit and of one that is larger alone; null for all of a
+            batch together. A trained tower computes each such part again in the backward pass.
         trust_remote_code: whether code that comes with the weights may run.
         adapter: low-rank adapters to train in the place of the language model's own weights.
         quantisation: of the decoder's linear layers, ``nf4`` for 4 bits; the language model's own weights are
@@ -78,6 +84,7 @@ class Backbone(Parted):
         gradient_checkpointing: Checkpointing = False,
         liger: bool = False,
         compile: Compile = False,
+        vision_patches_at_once: int | None = None,
         trust_remote_code: bool = False,
         adapter: LoRA | None = None,
         quantisation: Quantisation | None = None,
@@ -85,6 +92,11 @@ class Backbone(Parted):
         super().__init__()
         self.has_head = head
         check_attention(attention)
+        if vision_patches_at_once is not None and vision_patches_at_once < 1:
+            raise InputError(
+                f"vision_patches_at_once is {vision_patches_at_once}, but must be at least 1, or null"
+            )
+        self.vision_patches_at_once = vision_patches_at_once
         saved = saved_adapter(source, beside=adapter) if weights == "pretrained" else None
         self.model = load_network(
             source if saved is None else saved.base,
@@ -148,12 +160,24 @@ class Backbone(Parted):
         roles = self.role_parameters()
         dtype = roles["vision"][0].dtype
         is_trained = any(parameter.requires_grad for parameter in roles["vision"] + roles["projector"])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
-            outputs = self.family.encode(
-                self.base, {**media, **{name: value.to(dtype) for name, value in pixels.items()}}
-            )
+        media = {**media, **{name: value.to(dtype) for name, value in pixels.items()}}
         grids = {name: media[name] for name in self.family.position_media if name in media}
-        return Visuals.of(outputs, grids)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
+            if self.vision_patches_at_once is None:
+                return Visuals.of(self.family.encode(self.base, media), grids)
+            parts = self.family.parts(self.base, media, patches=self.vision_patches_at_once)
+            return Visuals.joined([self._encode_part(part) for part in parts], grids)
+
+    def _encode_part(self, media: Mapping[str, Tensor]) -> Visuals:
+        """Encode some pictures; of their way through a trained tower nothing is kept for later."""
+
+        def encode() -> Visuals:
+            return Visuals.of(self.family.encode(self.base, media), {})
+
+        tower = self.role_parameters()["vision"]
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower):
+            return checkpoint(encode, use_reentrant=False)
+        return encode()
 
     def forward(
         self,
@@ -199,6 +223,30 @@ class Backbone(Parted):
         if not self.has_head:
             raise InputError("this backbone has no language head: build it with head=True")
         return self.family.logits(self.model, hidden)
+
+    def read_logits(
+        self,
+        read: Callable[..., Read],
+        hidden: Float[Tensor, "N D"],
+        targets: Int[Tensor, " N"],
+        **options: Any,
+    ) -> Read:
+        """What is read off the logits of tokens, chunk by chunk, in a single call.
+
+        Sharded ranks sum gradients once for each call in which a network computes, so that a call of
+        ``logits`` for each chunk would leave ranks with fewer tokens behind.
+
+        Args:
+            read: of states, tokens and a head: ``functional.logprobs.token_logprobs`` or
+                ``functional.sft.predict_tokens``.
+            hidden: states at the places that predict the tokens.
+            targets: the tokens.
+            **options: for ``read``.
+
+        Raises:
+            InputError: if the backbone was built without its head.
+        """
+        return read(hidden, targets, partial(Backbone.logits, self), **options)
 
     def generate(
         self,

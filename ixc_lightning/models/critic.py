@@ -42,6 +42,8 @@ class Critic(nn.Module):
             layers, a number k in every k-th, ``selective`` all but matrix products and attention.
         liger: Liger's Triton kernels for norms, rotations and gated activations.
         compile: compile the decoder's layers: ``true``, a mode of ``torch.compile``, or ``aot_eager``.
+        vision_patches_at_once: most patches that the vision tower encodes at a time, of whole pictures and
+            clips; null for all of a batch together.
         adapter: low-rank adapters to train in the place of the language model's own weights, beside the head.
         quantisation: of the decoder's linear layers, ``nf4`` for 4 bits.
 
@@ -61,6 +63,7 @@ class Critic(nn.Module):
         gradient_checkpointing: Checkpointing = False,
         liger: bool = False,
         compile: Compile = False,
+        vision_patches_at_once: int | None = None,
         adapter: LoRA | None = None,
         quantisation: Quantisation | None = None,
     ) -> None:
@@ -74,6 +77,7 @@ class Critic(nn.Module):
             gradient_checkpointing=gradient_checkpointing,
             liger=liger,
             compile=compile,
+            vision_patches_at_once=vision_patches_at_once,
             adapter=adapter,
             quantisation=quantisation,
             sharing="off",  # of no use to a judge that never scores

@@ -81,6 +81,10 @@ class Voice(Backbone):
         """The language head's logits, as those of a backbone."""
         return self.owner.logits(hidden) if self.has_head else super().logits(hidden)
 
+    def read_logits(self, *inputs: Any, **options: Any) -> Any:
+        """What is read off the logits, as those of a backbone."""
+        return (self.owner if self.has_head else super()).read_logits(*inputs, **options)
+
     def generate(
         self,
         prompts: Prompts,

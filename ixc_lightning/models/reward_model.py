@@ -65,6 +65,8 @@ class RewardModel(nn.Module):
             layers, a number k in every k-th, ``selective`` all but matrix products and attention.
         liger: Liger's Triton kernels for norms, rotations and gated activations.
         compile: compile the decoder's layers: ``true``, a mode of ``torch.compile``, or ``aot_eager``.
+        vision_patches_at_once: most patches that the vision tower encodes at a time, of whole pictures and
+            clips; null for all of a batch together.
         adapter: low-rank adapters to train in the place of the language model's own weights, beside the head.
         quantisation: of the decoder's linear layers, ``nf4`` for 4 bits; the language model's own weights are
             not trained then.
@@ -91,6 +93,7 @@ class RewardModel(nn.Module):
         gradient_checkpointing: Checkpointing = False,
         liger: bool = False,
         compile: Compile = False,
+        vision_patches_at_once: int | None = None,
         adapter: LoRA | None = None,
         quantisation: Quantisation | None = None,
         sharing: Sharing = "auto",
@@ -111,6 +114,7 @@ class RewardModel(nn.Module):
             gradient_checkpointing=gradient_checkpointing,
             liger=liger,
             compile=compile,
+            vision_patches_at_once=vision_patches_at_once,
             adapter=adapter,
             quantisation=quantisation,
         )

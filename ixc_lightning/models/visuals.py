@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,6 +69,18 @@ class Visuals:
     def of(cls, outputs: Mapping[str, ModelOutput], grids: dict[str, Tensor]) -> Visuals:
         """The visuals that hold what the ``get_<kind>_features`` of transformers gave, by kind."""
         return cls({kind: _features(output) for kind, output in outputs.items()}, grids)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Visuals], grids: dict[str, Tensor]) -> Visuals:
+        """The visuals of a batch whose pictures were encoded in parts, of each kind in order.
+
+        Args:
+            parts: what ``of`` made of each.
+            grids: those of the whole batch.
+        """
+        kinds = dict.fromkeys(kind for part in parts for kind in part.features)
+        every = {kind: [part.features[kind] for part in parts if kind in part.features] for kind in kinds}
+        return cls({kind: _joined(features) for kind, features in every.items()}, grids)
 
     def repeat(self, times: int) -> Visuals:
         """The visuals of the batch stacked ``times`` times, all its rows and then all again, uncopied."""
@@ -154,6 +166,18 @@ def _features(output: ModelOutput) -> Features:
     pooled = output.pooler_output
     levels = getattr(output, "deepstack_features", None) or []
     return Features(_flat(pooled), tuple(_flat(level) for level in levels), not isinstance(pooled, Tensor))
+
+
+def _joined(parts: Sequence[Features]) -> Features:
+    """All embeddings; those of a single part are not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    deepstack = zip(*(part.deepstack for part in parts), strict=True)
+    return Features(
+        torch.cat([part.tokens for part in parts]),
+        tuple(torch.cat(level) for level in deepstack),
+        parts[0].is_list,
+    )
 
 
 def _output(features: Features, times: int) -> _Output:

@@ -51,7 +51,7 @@ def read_tokens(
         hidden = policy(sequences.ids, sequences.mask, sequences.token_types, visuals)
         states = hidden[predicting_mask(sequences.response_mask)]
     mask = responses.mask
-    tokens = token_logprobs(states, responses.ids[mask], policy.logits, temperature=temperature)
+    tokens = policy.read_logits(token_logprobs, states, responses.ids[mask], temperature=temperature)
     return Reading(in_rows(tokens.logprobs, mask), in_rows(tokens.entropy, mask))
 
 

@@ -57,7 +57,9 @@ def placed(role: Network, mesh: DeviceMesh | None, *, compute_dtype: torch.dtype
         return role
     backbone = backbone_of(role)
     heads = [head for name in ("score", "value") if isinstance(head := getattr(role, name, None), nn.Module)]
-    methods = ["encode", "logits", "generate"] if role is backbone else ["encode", "prepare_sharing"]
+    methods = (
+        ["encode", "logits", "read_logits", "generate"] if role is backbone else ["encode", "prepare_sharing"]
+    )
     if isinstance(backbone, Voice):  # the network is sharded with its owner
         for head in heads:
             shard_head(head, mesh)

@@ -8,14 +8,21 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ixc_lightning.functional.masking import join
-from ixc_lightning.functional.sft import exact_match, predicting_mask, sft_loss, token_rows
+from ixc_lightning.functional.sft import (
+    TokenPredictions,
+    exact_match,
+    predict_tokens,
+    predicting_mask,
+    sft_loss,
+    token_rows,
+)
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.sharding import built_for
 from ixc_lightning.modules.health import Health, OnNonFinite
@@ -30,7 +37,8 @@ from ixc_lightning.types import MODALITIES, InstructionBatch
 class SFTModule(L.LightningModule):
     """Trains a vision-language model on ``InstructionBatch``es to say the reference responses.
 
-    Prompts carry no loss. Frozen is what the model's ``freeze`` says.
+    Prompts carry no loss. Frozen is what the model's ``freeze`` says. Logits exist for 1024 response tokens
+    at a time, in the backward pass too.
 
     Logs ``train/loss`` and ``val/loss`` (nats per response token), ``train/gradient_norm`` before clipping,
     ``train/response_tokens_per_step`` over all ranks and accumulated batches (each has the same weight),
@@ -84,26 +92,25 @@ class SFTModule(L.LightningModule):
     def training_step(self, batch: InstructionBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of conversations."""
         # 1 predict the responses
-        logits, targets, response_mask = self.predict_responses(batch)
+        predictions, response_mask = self.predict_responses(batch)
         # 2 compare, each token of all ranks with the same weight
         counted = token_rows(response_mask, batch.real)
         count = mean_over_ranks(counted.sum(), self.trainer)
-        loss = sft_loss(logits, targets, weights=counted / count)
+        loss = sft_loss(predictions.losses, weights=counted / count)
         self.health.meet(batch.keys, loss.isfinite())
         # 3 log
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.keys))
         return loss * self.counted.share(count)
 
-    def predict_responses(
-        self, batch: InstructionBatch
-    ) -> tuple[Float[Tensor, "N V"], Int[Tensor, " N"], Bool[Tensor, "B L"]]:
-        """Logits where the next token belongs to a response, those tokens, and where they are."""
+    def predict_responses(self, batch: InstructionBatch) -> tuple[TokenPredictions, Bool[Tensor, "B L"]]:
+        """What the model thinks of the N response tokens, and where they are."""
         assert self.model is not None
         visuals = self.model.encode(batch.prompts.media)
         sequences = join(batch.prompts, batch.responses)
         hidden = self.model(sequences.ids, sequences.mask, sequences.token_types, visuals)
-        logits = self.model.logits(hidden[predicting_mask(sequences.response_mask)])
-        return logits, sequences.ids[sequences.response_mask], sequences.response_mask
+        states = hidden[predicting_mask(sequences.response_mask)]
+        targets = sequences.ids[sequences.response_mask]
+        return self.model.read_logits(predict_tokens, states, targets), sequences.response_mask
 
     def validation_step(self, batch: InstructionBatch, batch_idx: int) -> None:
         """Loss and exact match of one batch."""
@@ -137,11 +144,11 @@ class SFTModule(L.LightningModule):
         self.health.load(checkpoint)
 
     def _evaluate(self, phase: str, batch: InstructionBatch) -> None:
-        logits, targets, response_mask = self.predict_responses(batch)
+        predictions, response_mask = self.predict_responses(batch)
         counted = token_rows(response_mask, batch.real)
-        loss = sft_loss(logits, targets, weights=counted / counted.sum().clamp(min=1))
+        loss = sft_loss(predictions.losses, weights=counted / counted.sum().clamp(min=1))
         self.log(f"{phase}/loss", loss, batch_size=int(counted.sum()), sync_dist=True)
-        matches = exact_match(logits, targets, response_mask)[batch.real].float()
+        matches = exact_match(predictions.is_likeliest, response_mask)[batch.real].float()
         if len(matches):
             self.log(f"{phase}/exact_match", matches.mean(), batch_size=len(matches))
         for index, name in enumerate(MODALITIES):

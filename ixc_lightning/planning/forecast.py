@@ -185,7 +185,7 @@ def forecast_rl(
             cost, slope = _costs(network, placement, ask)
             learns.append((cost, standing, _beside(cost, standing, ask)))
             slopes.append(slope)
-    cache = cache_bytes(config, tokens=at_once * work.length, dtype=placement.compute)
+    cache = float(cache_bytes(config, tokens=at_once * work.length, dtype=placement.compute))
     read, reader = max(reads, key=lambda one: one[0].peak + one[1].gathered)
     _, learner, beside = max(learns, key=lambda one: one[2] + one[1].gathered + one[1].exchange)
     phases = [
@@ -222,8 +222,8 @@ def _standing(network: OneNetwork, placement: Placement) -> _Standing:
     states = optimiser_bytes(network.optimizer, trained) if network.optimizer else 0
     copies = own if network.optimizer and is_foreach(network.optimizer) else 0
     if placement.kind != "sharded":
-        exchange: float = own if placement.kind == "ddp" else 0
-        return _Standing(own, everything - own, states, own, 0, 0, exchange, copies)
+        exchange = own if placement.kind == "ddp" else 0
+        return _Standing(*map(float, (own, everything - own, states, own, 0, 0, exchange, copies)))
     parts = placement.world
     modules = backbone.role_modules()
     tower = [*modules["vision"], *modules["projector"]]
@@ -237,15 +237,15 @@ def _standing(network: OneNetwork, placement: Placement) -> _Standing:
     root = weight_bytes([role], dtype=placement.compute) - layers - beside
     sharded = everything - weight_bytes(towers)
     # gradients of a layer in the dtype of the computation, and in float32 on their way to the other ranks
-    exchange = layer * (1 + 4 / placement.compute.itemsize) if trained else 0
+    both = 1 + 4 / placement.compute.itemsize
     return _Standing(
         own / parts,
         (sharded - own) / parts + beside,
         states / parts,
         own / parts,
-        root + IN_FLIGHT * layer,
-        root + layers,
-        max(exchange, root * (1 + 4 / placement.compute.itemsize) - IN_FLIGHT * layer) if trained else 0,
+        float(root + IN_FLIGHT * layer),
+        float(root + layers),
+        max(layer * both, root * both - IN_FLIGHT * layer) if trained else 0.0,
         copies / parts,
     )
 

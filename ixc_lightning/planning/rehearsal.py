@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ixc_lightning.functional.logprobs import token_logprobs
-from ixc_lightning.functional.sft import sft_loss
+from ixc_lightning.functional.sft import predict_tokens, sft_loss
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.quantisation import quantised_kinds
 
@@ -132,9 +132,13 @@ def cost_of(build: Callable[[], nn.Module], work: Work) -> Cost:
     count = len(backbone_of(role).decoder_layers())
     period = _period(backbone_of(role))
     depths = [depth * period for depth in DEPTHS]
-    if count <= depths[1]:
-        return _rehearse(role, work)
-    few, more = (_rehearse(_cut(build(), depth), work) for depth in depths)
+    _without_4_bits(_cut(role, min(count, depths[1])))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        role.train(work.learns).to_empty(device="cpu")
+        more = _rehearse(role, work)
+        if count <= depths[1]:
+            return more
+        few = _rehearse(_cut(role, depths[0]), work)
     layers = (count - depths[0]) / (depths[1] - depths[0])
     return Cost(*(one + (two - one) * layers for one, two in zip(few, more, strict=True)))
 
@@ -166,29 +170,22 @@ def _cut(role: nn.Module, depth: int) -> nn.Module:
 
 
 def _rehearse(role: nn.Module, work: Work) -> Cost:
-    backbone = backbone_of(role)
-    _without_4_bits(backbone)
-    role.train(work.learns)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        role.to_empty(device="cpu")
-        trained = [weight for weight in role.parameters() if weight.requires_grad]
-        for weight in trained:
-            if work.is_sharded:
-                weight.register_post_accumulate_grad_hook(_give_away)
-            elif work.accumulates and work.learns:
-                weight.grad = torch.zeros_like(weight)
-        with Live() as live, torch.set_grad_enabled(work.learns):
-            for tensor in [
-                *role.parameters(),
-                *role.buffers(),
-                *(w.grad for w in trained if w.grad is not None),
-            ]:
-                live.forget(tensor)
-            loss = _loss(role, backbone, work)
-            kept = live.now
-            if work.learns:
-                loss.backward()
-    return Cost(live.peak, kept, live.flops, live.attention / 2)
+    role.zero_grad()
+    trained = [weight for weight in role.parameters() if weight.requires_grad]
+    for weight in trained:
+        if work.is_sharded:
+            weight.register_post_accumulate_grad_hook(_give_away)
+        elif work.accumulates and work.learns:
+            weight.grad = torch.zeros_like(weight)
+    with Live() as live, torch.set_grad_enabled(work.learns):
+        gradients = [weight.grad for weight in trained if weight.grad is not None]
+        for tensor in [*role.parameters(), *role.buffers(), *gradients]:
+            live.forget(tensor)
+        loss = _loss(role, backbone_of(role), work)
+        kept = live.now
+        if work.learns:
+            loss.backward()
+    return Cost(float(live.peak), float(kept), float(live.flops), live.attention / 2)
 
 
 def _loss(role: nn.Module, backbone: Backbone, work: Work) -> Tensor:
@@ -200,7 +197,8 @@ def _loss(role: nn.Module, backbone: Backbone, work: Work) -> Tensor:
         chosen = hidden[:, -work.predicted - 1 : -1].flatten(0, 1)
         targets = torch.zeros(len(chosen), dtype=torch.long)
         if work.loss == "sft":
-            return sft_loss(backbone.logits(chosen), targets, weights=torch.ones(len(chosen)))
+            losses = predict_tokens(chosen, targets, backbone.logits).losses
+            return sft_loss(losses, weights=torch.ones(len(chosen)))
         return token_logprobs(chosen, targets, backbone.logits).logprobs.sum()
 
 
@@ -220,13 +218,14 @@ def _give_away(weight: Tensor) -> None:
     weight.grad = None
 
 
-def _without_4_bits(backbone: Backbone) -> None:
+def _without_4_bits(role: nn.Module) -> None:
     """Put layers that unpack their weight for a moment where quantised ones are, which need data for that."""
-    for path, module in [*backbone.base.named_modules()]:
+    base = backbone_of(role).base
+    for path, module in [*base.named_modules()]:
         if isinstance(module, quantised_kinds()):
             linear: Any = module
             unpacked = _Unpacked(linear.in_features, linear.out_features, linear.compute_dtype, linear.bias)
-            backbone.base.set_submodule(path, unpacked)
+            base.set_submodule(path, unpacked)
 
 
 class _Unpacked(nn.Module):

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 
 from ixc_lightning.callbacks import HuggingFaceExport
 from ixc_lightning.datamodules.shards import ShardDataset
-from ixc_lightning.functional.sft import sft_loss
+from ixc_lightning.functional.sft import predict_tokens, sft_loss
 from ixc_lightning.models import Backbone, RewardModel
-from ixc_lightning.modules import RewardModule, SFTModule
+from ixc_lightning.modules import RewardModule, SFTModule, sft
 from tests.digits import instruction_data, preference_data, trainer
 
 STEPS = 3
@@ -88,7 +88,10 @@ def main(options: dict[str, Any]) -> None:
     out, digits, model = Path(options["out"]), Path(options["data"]), options["model"]
     reward = options["task"] == "reward"
     turns = [slice(0, None, 2), slice(1, None, 2)]  # text, and pictures
-    freeze = {"freeze": options.get("freeze", ["vision", "projector"])}
+    given = {
+        "freeze": options.get("freeze", ["vision", "projector"]),
+        "vision_patches_at_once": options.get("vision_patches_at_once"),
+    }
     strategy = Flat if options.get("flat") else Gloo
     own_steps = options.get("steps", STEPS)
 
@@ -99,11 +102,13 @@ def main(options: dict[str, Any]) -> None:
         dtype = options.get("compute_dtype", "float32")
         if reward:
             module = RewardModule(
-                partial(RewardModel, model, **freeze), optimizer=optimizer, compute_dtype=dtype
+                partial(RewardModel, model, **given), optimizer=optimizer, compute_dtype=dtype
             )
             data = preference_data(digits, model, val=None)
         else:
-            build = partial(Backbone, model, head=True, **freeze)
+            build = partial(Backbone, model, head=True, **given)
+            if "chunk" in options:
+                sft.predict_tokens = partial(predict_tokens, chunk=options["chunk"])
             module = SFTModule(build, optimizer=optimizer, compute_dtype=dtype)
             data = instruction_data(digits, model, val=None)
         ordered(data, turns[rank] if world > 1 else slice(None))
@@ -132,7 +137,7 @@ def main(options: dict[str, Any]) -> None:
         return
     batch = next(iter(data.train_dataloader()))
     with torch.no_grad():
-        output = module.score(batch)[0] if reward else sft_loss(*module.predict_responses(batch)[:2])
+        output = module.score(batch)[0] if reward else sft_loss(module.predict_responses(batch)[0].losses)
     text_only = [None] * world
     if world > 1:
         torch.distributed.all_gather_object(text_only, not batch.prompts.media)

@@ -94,6 +94,7 @@ def test_layers_of_one_kind_share_what_is_compiled(tiny, graphs):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", KINDS)
 def test_every_family_learns_as_without(tiny, family):
     it = tiny(family)

@@ -116,6 +116,7 @@ def test_flex_attention_cannot_learn_on_the_cpu():
 
 @old_flag
 @pytest.mark.slow
+@pytest.mark.long
 def test_flex_attention_gives_the_states_of_sdpa(tiny):
     it = tiny("qwen2")
     batch = collate(it.samples())

@@ -134,6 +134,15 @@ def test_a_trained_tower_learns_from_one_rank_s_pictures_beside_a_rank_of_text_a
     assert two["norms"][:FEW] == pytest.approx(one["norms"], rel=RTOL)
 
 
+def test_ranks_may_encode_their_pictures_in_other_numbers_of_parts(digits, tiny_folder, tmp_path):
+    options = {"task": "reward", "data": str(digits), "model": str(tiny_folder), "freeze": []}
+    _, one = _run(tmp_path, world=1, **options)
+    _, two = _run(tmp_path, world=2, **options, vision_patches_at_once=1)
+    assert two["text_only_ranks"] == [True, False]  # no part, and one for each picture
+    assert two["losses"] == pytest.approx(one["losses"], rel=RTOL, abs=ATOL)
+    assert two["norms"] == pytest.approx(one["norms"], rel=RTOL)
+
+
 def test_torch_s_first_fsdp_trains_a_reward_model_as_one_process_does(digits, tiny_folder, tmp_path):
     options = {"task": "reward", "data": str(digits), "model": str(tiny_folder), "flat": True}
     (one_out, one), (two_out, two) = (_run(tmp_path, world=world, **options) for world in (1, 2))
@@ -160,7 +169,7 @@ def test_supervised_fine_tuning_on_two_ranks_equals_one_process_on_mixed_batches
 ):
     options = {"task": "sft", "data": str(digits), "model": str(tiny_folder)}
     one_out, one = _run(tmp_path, world=1, **options)
-    two_out, two = _run(tmp_path, world=2, **options)
+    two_out, two = _run(tmp_path, world=2, **options, chunk=3)  # more chunks on one rank than on the other
     assert two["losses"] == pytest.approx(one["losses"], rel=RTOL, abs=ATOL)
     first, second = (Backbone(str(out / "export"), head=True).state_dict() for out in (one_out, two_out))
     _assert_same(second, first)

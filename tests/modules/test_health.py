@@ -33,8 +33,10 @@ def broken(kind, *, quantity="loss", always=False):
             return (self.spoilt(chosen), rejected) if self.is_broken() else (chosen, rejected)
 
         def predict_responses(self, batch):
-            logits, targets, mask = super().predict_responses(batch)
-            return self.spoilt(logits) if self.is_broken() else logits, targets, mask
+            predictions, mask = super().predict_responses(batch)
+            if self.is_broken():
+                predictions = predictions._replace(losses=self.spoilt(predictions.losses))
+            return predictions, mask
 
         def spoilt(self, values):
             if quantity == "gradient":

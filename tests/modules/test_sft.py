@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 
 from ixc_lightning.functional.masking import join
-from ixc_lightning.functional.sft import exact_match, sft_loss
+from ixc_lightning.functional.sft import exact_match, predict_tokens, sft_loss
 from ixc_lightning.models import Backbone
 from ixc_lightning.modules import SFTModule
 from ixc_lightning.types import MODALITIES
@@ -65,7 +65,7 @@ def _full_logits(module, batch):
 
 @torch.no_grad()
 def test_the_loss_is_that_of_all_logits_with_the_prompt_labelled_away(module, batch):
-    loss = sft_loss(*module.predict_responses(batch)[:2])
+    loss = sft_loss(module.predict_responses(batch)[0].losses)
     logits, labels = _full_logits(module, batch)
     expected = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     assert loss.item() == pytest.approx(expected.item(), abs=SAME)
@@ -76,15 +76,27 @@ def test_a_response_matches_where_every_likeliest_token_is_the_true_one(module, 
     logits, labels = _full_logits(module, batch)
     guesses = torch.nn.functional.pad(logits.argmax(dim=-1)[:, :-1], (1, 0))
     expected = ((guesses == labels) | (labels == -100)).all(dim=1)
-    assert torch.equal(exact_match(*module.predict_responses(batch)), expected)
+    predictions, mask = module.predict_responses(batch)
+    assert torch.equal(exact_match(predictions.is_likeliest, mask), expected)
 
 
 def test_what_the_head_says_about_prompt_tokens_gets_no_gradient(module, batch):
     seen = []
-    head = module.model.logits
-    module.model.logits = lambda hidden: seen.append(hidden) or head(hidden)
-    sft_loss(*module.predict_responses(batch)[:2]).backward()
-    assert [len(hidden) for hidden in seen] == [int(batch.responses.mask.sum())]
+    head = module.model.family.logits
+    module.model.family.logits = lambda model, hidden: seen.append(hidden) or head(model, hidden)
+    sft_loss(module.predict_responses(batch)[0].losses).backward()
+    assert [len(hidden) for hidden in seen] == [int(batch.responses.mask.sum())] * 2  # once more backward
+
+
+def test_no_more_logits_exist_at_a_time_than_a_chunk_has(module, batch, monkeypatch):
+    seen = []
+    head = module.model.family.logits
+    module.model.family.logits = lambda model, hidden: seen.append(len(hidden)) or head(model, hidden)
+    monkeypatch.setattr("ixc_lightning.modules.sft.predict_tokens", partial(predict_tokens, chunk=5))
+    sft_loss(module.predict_responses(batch)[0].losses).backward()
+    tokens = int(batch.responses.mask.sum())
+    assert max(seen) == 5 < tokens
+    assert sum(seen) == 2 * tokens
 
 
 def test_training_moves_language_model_and_leaves_the_frozen_parts_bit_identical(trained, tiny_folder):

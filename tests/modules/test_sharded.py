@@ -53,7 +53,9 @@ def _assert_same_logs(shared, single):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["PPOModule", "RLOOModule", "GRPOModule"])
+@pytest.mark.parametrize(
+    "kind", ["PPOModule", pytest.param("RLOOModule", marks=pytest.mark.long), "GRPOModule"]
+)
 def test_two_ranks_with_unlike_prompts_learn_as_one_process(kind, tiny, tmp_path):
     options = {"kind": kind, "model": tiny("internvl").folder}
     two, shared = _run(tmp_path / "two", world=2, **options, resume_from="last.ckpt")
@@ -78,7 +80,8 @@ def test_two_ranks_with_unlike_prompts_learn_as_one_process(kind, tiny, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "quantisation"), [("PPOModule", None), ("GRPOModule", None), ("PPOModule", "nf4")]
+    ("kind", "quantisation"),
+    [("PPOModule", None), pytest.param("GRPOModule", None, marks=pytest.mark.long), ("PPOModule", "nf4")],
 )
 def test_roles_on_one_sharded_base_learn_as_one_process(kind, quantisation, tiny, tmp_path):
     folder = tiny("internvl").folder

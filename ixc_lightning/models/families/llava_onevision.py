@@ -34,6 +34,12 @@ class LlavaOnevision(Family):
         ]
         return ModelOutput(pooler_output=torch.cat(each, dim=1))
 
+    def rows(self, kind: str, media: Mapping[str, Tensor]) -> Int[Tensor, " pictures"]:
+        """The pictures of a sample stay together: how many it has decides whether they are tiled."""
+        if kind == "image" and "batch_num_images" in media:
+            return media["batch_num_images"]
+        return super().rows(kind, media)
+
 
 def _frames(clips: Float[Tensor, "clips frames 3 height width"]) -> Int[Tensor, " clips"]:
     """The number of frames up to the last one that is not all zero; a normalised black frame is not."""

@@ -47,3 +47,7 @@ class Mrope(Family):
         known = signature(base.get_rope_index).parameters
         grids = {name: value for name, value in media.items() if name in known}
         return base.get_rope_index(ids, attention_mask=mask, mm_token_type_ids=token_types[TYPES], **grids)[0]
+
+    def rows(self, kind: str, media: Mapping[str, Tensor]) -> Int[Tensor, " pictures"]:
+        """The patches of each picture, which the processor has cut: time × height × width of its grid."""
+        return media[f"{kind}_grid_thw"].prod(-1)
