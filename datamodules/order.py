@@ -207,7 +207,7 @@ class TrainingOrder(Order):
         units = unit if pool or mix == "units" else 1
         layout = hashlib.sha256()
         for source in self.sources:
-            layout.update(memoryview(np.ascontiguousarray(source.counts)))
+            layout.update(np.ascontiguousarray(source.counts).data)
         counted = layout.hexdigest()
         told: list[int | str] = [*self.shares, counted]
         told += [cut] if pool and cut == "costs" else []
