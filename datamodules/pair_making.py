@@ -18,7 +18,7 @@ from ixc_lightning.datamodules.once import OnceDataModule
 from ixc_lightning.datamodules.order import FILL, Order, Places
 from ixc_lightning.datamodules.pair_shards import write_pairs
 from ixc_lightning.datamodules.processing import ChatEncoder, Encoded, text_of
-from ixc_lightning.datamodules.prompts import PromptCollator
+from ixc_lightning.datamodules.prompts import PromptCollator, good_rows
 from ixc_lightning.datamodules.records import Kind
 from ixc_lightning.datamodules.samples import SampleShards
 from ixc_lightning.datamodules.shard_writer import Sample
@@ -114,11 +114,7 @@ class PairMakingDataModule(OnceDataModule):
         rank, world_size = self.ranks
         start = (step * world_size + rank) * self.batch_size
         here = self.todo[start : start + self.batch_size].tolist()
-        keys = [key for key, real in zip(batch.keys, batch.real.tolist(), strict=True) if real]
-        good: list[int] = []
-        for row in here:
-            if len(good) < len(keys) and self._name(row) == keys[len(good)]:
-                good.append(row)
+        good = good_rows(batch, here, self._name)
         return good, [row for row in here if row not in good]
 
     def reference(self, row: int) -> str | None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ixc_lightning.datamodules.collate import Collator, Sample, keys, modalities
 from ixc_lightning.datamodules.processing import ChatEncoder, Encoded
 from ixc_lightning.datamodules.quarantine import BadSample
 from ixc_lightning.datamodules.records import Kind
-from ixc_lightning.types import PromptBatch, Record, RewardPrompts
+from ixc_lightning.types import InputError, PromptBatch, Record, RewardPrompts
 
 
 class PromptDataModule(ShardDataModule):
@@ -47,6 +47,19 @@ class PromptDataModule(ShardDataModule):
             source, video_frames=self.video_frames, response_suffix=response_suffix
         )
         return self.reward_encoder
+
+    def predicted_rows(self, batch: PromptBatch, step: int) -> list[int]:
+        """Numbers of the records in this rank's batch of a step of prediction, without bad ones."""
+        rank, world_size = self._ranks
+        start = (step * world_size + rank) * self.eval_batch_size
+        stop = min(start + self.eval_batch_size, len(self.dataset("predict")))
+        return good_rows(batch, range(start, stop), self._predicted_name)
+
+    def _predicted_name(self, row: int) -> str:
+        try:
+            return ":".join(self.dataset("predict").place(row))
+        except InputError:  # the index of its shard is damaged, so nobody knows its key
+            return ""
 
     def collator(self) -> PromptCollator:
         """Puts the prompts, and their answers as they are and as tokens."""
@@ -93,6 +106,22 @@ class PromptCollator(Collator[PromptBatch]):
             bad=list(bad),
             reward_prompts=reward_prompts(samples),
         )
+
+
+def good_rows(batch: PromptBatch, rows: Iterable[int], name: Callable[[int], str]) -> list[int]:
+    """Those of some records that a batch holds, in its order.
+
+    Args:
+        batch: holds them but for the bad ones.
+        rows: numbers of the records that were to be in it.
+        name: the key of a record as the batch has it.
+    """
+    keys = [key for key, real in zip(batch.keys, batch.real.tolist(), strict=True) if real]
+    good: list[int] = []
+    for row in rows:
+        if len(good) < len(keys) and name(row) == keys[len(good)]:
+            good.append(row)
+    return good
 
 
 def reward_prompts(samples: Sequence[Sample]) -> RewardPrompts | None:

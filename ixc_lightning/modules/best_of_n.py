@@ -189,14 +189,13 @@ class BestOfNModule(L.LightningModule):
             "correct": self.correct(said, rollout),
         }
         datamodule, size = self.trainer.datamodule, len(batch.keys)
-        first = (batch_idx * self.trainer.world_size + self.global_rank) * datamodule.eval_batch_size
         entries = []
-        for place in batch.real.nonzero().flatten().tolist():
-            rows = range(place, size * self.sampling.n, size)
-            candidates = [{name: column[row] for name, column in columns.items()} for row in rows]
+        for place, row in enumerate(datamodule.predicted_rows(batch, batch_idx)):
+            answers = range(place, size * self.sampling.n, size)
+            candidates = [{name: column[one] for name, column in columns.items()} for one in answers]
             entries.append(
                 {
-                    "row": first + place,
+                    "row": row,
                     "key": batch.keys[place],
                     "domain": datamodule.domains[int(batch.domain[place])],
                     "modality": MODALITIES[int(batch.modality[place])],

@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ixc_lightning.cli.main import main
+from ixc_lightning.datamodules.shard_writer import Sample, write_shards
 from ixc_lightning.functional.best_of_n import expected_best_of_n
 from ixc_lightning.models import Backbone, RewardModel
 from ixc_lightning.modules import BestOfNModule
@@ -18,6 +19,7 @@ from ixc_lightning.processors import load_processor
 from ixc_lightning.rollout import ExactMatch, Sampling, stack_rollout
 from ixc_lightning.scoring import Scorer
 from ixc_lightning.types import InputError, Responses
+from tests.datamodules.samples import message
 from tests.digits import FRAMES
 from tests.modules.policies import prompt_data, same_judge
 
@@ -28,12 +30,13 @@ SAMPLES = 3
 SAID = ["yes.", "no", "they are 3 4"]
 
 
-def _answer(digits, tiny, *, batch=8, **options):
+def _answer(digits, tiny, *, batch=8, data=None, **options):
     settings = {"sampling": Sampling(n=SAMPLES, max_tokens=4), "correctness": ExactMatch(), "rows_at_once": 5}
     module = BestOfNModule(
         partial(Backbone, str(tiny), head=True), partial(same_judge, str(tiny)), **{**settings, **options}
     )
-    data = prompt_data(digits, tiny, predict=str(digits / "prompt/heldout"), eval_batch_size=batch)
+    shards = {"predict": str(digits / "prompt/heldout"), "eval_batch_size": batch, **(data or {})}
+    data = prompt_data(digits, tiny, **shards)
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
     )
@@ -55,6 +58,20 @@ def test_each_prompt_has_n_candidates_and_the_best_has_the_highest_score(answere
         assert len(scores) == SAMPLES
         assert scores[entry["best"]] == max(scores)
         assert all(isinstance(one["correct"], bool) for one in entry["candidates"])
+
+
+def test_rows_behind_a_prompt_that_cannot_be_used_are_those_of_their_records(digits, tiny_folder, tmp_path):
+    asked = [message("user", "3?" * (200 if number in (0, 3) else 1)) for number in range(7)]
+    fields = {"source": "test", "domain": "x"}
+    samples = [Sample(f"s{n}", {"id": str(n), **fields, "messages": [a]}) for n, a in enumerate(asked)]
+    write_shards(samples, tmp_path, kind="prompt", samples_per_shard=4)
+    limits = {"max_tokens": 100, "on_bad_sample": "quarantine"}
+    limits |= {"predict": str(tmp_path), "eval_batch_size": 2}
+    with pytest.warns(UserWarning, match="left out of the evaluation"):
+        entries, _, data = _answer(digits, tiny_folder, data=limits)
+    assert [entry["row"] for entry in entries] == [1, 2, 4, 5, 6]
+    for entry in entries:
+        assert entry["key"] == ":".join(data.dataset("predict").place(entry["row"]))
 
 
 def test_samples_of_one_prompt_are_draws_of_their_own(answered):
