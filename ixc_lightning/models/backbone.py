@@ -229,7 +229,6 @@ class Backbone(Parted):
         read: Callable[..., Read],
         hidden: Float[Tensor, "N D"],
         targets: Int[Tensor, " N"],
-        **options: Any,
     ) -> Read:
         """What is read off the logits of tokens, chunk by chunk, in a single call.
 
@@ -241,12 +240,11 @@ class Backbone(Parted):
                 ``functional.sft.predict_tokens``.
             hidden: states at the places that predict the tokens.
             targets: the tokens.
-            **options: for ``read``.
 
         Raises:
             InputError: if the backbone was built without its head.
         """
-        return read(hidden, targets, partial(Backbone.logits, self), **options)
+        return read(hidden, targets, partial(Backbone.logits, self))
 
     def generate(
         self,

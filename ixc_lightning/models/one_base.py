@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ixc_lightning.models.adapters import (
     inject,
     is_adapter,
 )
-from ixc_lightning.models.backbone import Backbone
+from ixc_lightning.models.backbone import Backbone, Read
 from ixc_lightning.models.late_weights import same_source
 from ixc_lightning.models.loading import late_weights_of
 from ixc_lightning.models.visuals import Visuals
@@ -81,9 +81,11 @@ class Voice(Backbone):
         """The language head's logits, as those of a backbone."""
         return self.owner.logits(hidden) if self.has_head else super().logits(hidden)
 
-    def read_logits(self, *inputs: Any, **options: Any) -> Any:
+    def read_logits(
+        self, read: Callable[..., Read], hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
+    ) -> Read:
         """What is read off the logits, as those of a backbone."""
-        return (self.owner if self.has_head else super()).read_logits(*inputs, **options)
+        return (self.owner if self.has_head else super()).read_logits(read, hidden, targets)
 
     def generate(
         self,

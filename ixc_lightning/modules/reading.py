@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -51,7 +52,7 @@ def read_tokens(
         hidden = policy(sequences.ids, sequences.mask, sequences.token_types, visuals)
         states = hidden[predicting_mask(sequences.response_mask)]
     mask = responses.mask
-    tokens = policy.read_logits(token_logprobs, states, responses.ids[mask], temperature=temperature)
+    tokens = policy.read_logits(partial(token_logprobs, temperature=temperature), states, responses.ids[mask])
     return Reading(in_rows(tokens.logprobs, mask), in_rows(tokens.entropy, mask))
 
 
