@@ -2,7 +2,7 @@
 #
 #   make quickstart   train and evaluate a small reward model on this machine's CPU; OUT=folder for another place
 #   make test         the quick tests, in two processes; JOBS=8 where there are more cores
-#   make test-slow    the tests marked slow, in two processes too
+#   make test-slow    the tests marked slow, in two processes too; WITHIN=600 begins none after as many seconds
 #   make test-long    those of them that continuous integration runs last, if time is left
 #   make benchmarks   compare this package with plain ways, on a quiet machine, for hours; fills the tables of docs/benchmarks.md
 #   make lint         ruff, and mypy on the tree as it is shipped
@@ -16,6 +16,7 @@ JOBS ?= 2
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip
 ROOT := $(CURDIR)
+SLOW = --dist worksteal --durations 12 $(if $(WITHIN),--begin-within $(WITHIN) -rs --no-fold-skipped)
 
 # The first interpreter that really runs and is new enough; PYTHON=/path/to/python overrides it.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -33,10 +34,10 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "slow and not long and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) $(SLOW) -m "slow and not long and not gpu"
 
 test-long: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "long and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) $(SLOW) -m "long and not gpu"
 
 benchmarks: $(VENV)/.installed-dev
 	set -e; for name in pair_forward reward_training token_budget checkpointing best_of_n scoring generation ppo_step data_throughput data_scale; do $(PY) benchmarks/$$name.py; done

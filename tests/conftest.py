@@ -7,6 +7,7 @@ import random
 import shutil
 import socket
 import tempfile
+import time
 from functools import cache
 
 import jaxtyping
@@ -16,6 +17,7 @@ import torch
 from hypothesis import settings
 
 SEED = 20250121
+BEGAN = time.monotonic()
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -51,6 +53,22 @@ def guarded(function, host_of):
         return function(*args, **kwargs)
 
     return call
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--begin-within",
+        type=float,
+        metavar="SECONDS",
+        help="skip every test that has not begun by then, and say so: for a machine that is lent for a time",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    limit = item.config.getoption("--begin-within")
+    if limit is not None and time.monotonic() - BEGAN > limit:
+        pytest.skip(f"no time was left: it did not begin within {limit:g} s")
 
 
 def pytest_configure(config):

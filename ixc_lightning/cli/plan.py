@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -91,17 +92,27 @@ def plan(words: list[str]) -> None:
     Raises:
         InputError: the recipe trains nothing that can be planned, or does not say how long its sequences are.
     """
-    # says that prompts cannot be shared without weights, which is not what happens in the run
-    logging.getLogger("ixc_lightning.models.packing").setLevel(logging.ERROR)
-    cli = run_trainer(words, cli=PlanCLI, run=False)
-    assert isinstance(cli, PlanCLI)
-    settings = cli.config
-    hardware = Hardware(**{name: settings[name] for name in Hardware.__dataclass_fields__})
-    asked = Asked(**{name: settings[name] for name in Asked.__dataclass_fields__})
-    placement = _placement(cli.model, settings.trainer, hardware)
-    forecast = _forecast(cli, placement, hardware, asked)
+    with _errors_alone(logging.getLogger("ixc_lightning.models.packing")):
+        cli = run_trainer(words, cli=PlanCLI, run=False)
+        assert isinstance(cli, PlanCLI)
+        settings = cli.config
+        hardware = Hardware(**{name: settings[name] for name in Hardware.__dataclass_fields__})
+        asked = Asked(**{name: settings[name] for name in Asked.__dataclass_fields__})
+        placement = _placement(cli.model, settings.trainer, hardware)
+        forecast = _forecast(cli, placement, hardware, asked)
     shown = _as_json(forecast, hardware, placement, cli.notes) if asked.json else None
     print(json.dumps(shown) if shown else _as_table(forecast, hardware, placement, cli.notes))
+
+
+@contextmanager
+def _errors_alone(logger: logging.Logger) -> Iterator[None]:
+    """Keep back what ``logger`` warns of: without weights nothing can be shared, but in the run it is."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _forecast(cli: PlanCLI, placement: Placement, hardware: Hardware, asked: Asked) -> Forecast:
