@@ -49,7 +49,7 @@ def choose(judge: RewardModel, how: Checkpointing) -> None:
 
 def forward(judge: RewardModel, trees: Trees) -> Tensor:
     """The loss of the pairs."""
-    return pairwise_loss(*judge(trees, judge.encode(trees.prompts.media)).chunk(2))
+    return pairwise_loss(*judge(trees, judge.encode(trees.prompts)).chunk(2))
 
 
 def step(judge: RewardModel, trees: Trees, how: Checkpointing) -> None:

@@ -34,7 +34,7 @@ def score(judge: RewardModel, trees: Trees, *, shares: bool, backward: bool) -> 
     judge.shares = shares
     judge.zero_grad()
     with torch.set_grad_enabled(backward):
-        scores = judge(trees, judge.encode(trees.prompts.media))
+        scores = judge(trees, judge.encode(trees.prompts))
         if backward:
             pairwise_loss(*scores.chunk(2)).backward()
     return scores.detach()

@@ -52,6 +52,7 @@ from ixc_lightning.datamodules import PromptDataModule
 from ixc_lightning.datamodules.shard_writer import Sample, write_shards
 from ixc_lightning.functional.logprobs import in_rows
 from ixc_lightning.functional.masking import join
+from ixc_lightning.functional.rollout import take_rows
 from ixc_lightning.functional.sft import predicting_mask
 from ixc_lightning.models import Backbone, RewardModel
 from ixc_lightning.models.critic import Critic
@@ -102,9 +103,8 @@ class RepeatedPictures(ApartPictures):
 
     def of(self, role: str, prompt_index: torch.Tensor) -> Visuals | None:
         """The pictures of some prompts, in the given order, as the role sees them."""
-        return self.roles[role].encode(
-            {name: pixels[prompt_index] for name, pixels in self.prompts.media.items()}
-        )
+        media = {name: pixels[prompt_index] for name, pixels in self.prompts.media.items()}
+        return self.roles[role].encode(take_rows(self.prompts, prompt_index)._replace(media=media))
 
 
 class Apart(Timed):

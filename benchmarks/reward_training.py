@@ -45,7 +45,6 @@ from ixc_lightning.functional.preference import pairwise_loss
 from ixc_lightning.functional.rollout import take_rows
 from ixc_lightning.models import RewardModel
 from ixc_lightning.models.tiny import CHAT_TEMPLATE, LEXICON, tiny_tokenizer
-from ixc_lightning.models.visuals import Visuals
 from ixc_lightning.modules import RewardModule
 
 PROMPT, RESPONSE = (500, 1500), (100, 300)
@@ -217,14 +216,14 @@ def step(judge: RewardModel, optimiser: AdamW, batches: list[Trees], score: Call
 
 def shared(judge: RewardModel, trees: Trees) -> torch.Tensor:
     """Scores where prompt and picture are read once for both responses."""
-    return judge(trees, judge.encode(trees.prompts.media))
+    return judge(trees, judge.encode(trees.prompts))
 
 
 def padded(judge: RewardModel, trees: Trees) -> torch.Tensor:
     """Scores of padded sequences, each with a picture of its own."""
     pictures = trees.prompts.media["pixel_values"][trees.prompt_index]
-    visuals: Visuals | None = judge.encode({"pixel_values": pictures})
-    return judge(join(take_rows(trees.prompts, trees.prompt_index), trees.responses), visuals)
+    prompts = take_rows(trees.prompts, trees.prompt_index)._replace(media={"pixel_values": pictures})
+    return judge(join(prompts, trees.responses), judge.encode(prompts))
 
 
 def compare_images(args: argparse.Namespace) -> dict[str, Any]:

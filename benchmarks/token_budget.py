@@ -82,7 +82,7 @@ def train(judge: RewardModel, batches: list[Trees], *, shares: bool) -> None:
     judge.shares = shares
     for trees in batches:
         judge.zero_grad()
-        pairwise_loss(*judge(trees, judge.encode(trees.prompts.media)).chunk(2)).backward()
+        pairwise_loss(*judge(trees, judge.encode(trees.prompts)).chunk(2)).backward()
 
 
 def measure(judge: RewardModel, args: argparse.Namespace, *, shares: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ixc_lightning.datamodules.pixels import merge_pixels
 from ixc_lightning.datamodules.processing import ChatEncoder, Encoded
 from ixc_lightning.datamodules.quarantine import BadSample
+from ixc_lightning.functional.media import number_alike
 from ixc_lightning.types import MODALITIES, InstructionBatch, PreferenceBatch, Prompts, Record, Responses
 
 Batch = TypeVar("Batch")
@@ -111,14 +112,18 @@ class InstructionCollator(Collator[InstructionBatch]):
 
 
 def prompts(encoded: Sequence[Encoded]) -> Prompts:
-    """The prompts, padded on the right, and all their pictures in row order."""
+    """The prompts, padded on the right, and all their pictures in row order, equal ones once."""
     ids, mask = _pad([sample.ids for sample in encoded])
     names = {name for sample in encoded for name in sample.token_types}
     types = {
         name: _pad([sample.token_types.get(name, torch.zeros_like(sample.ids)) for sample in encoded])[0]
         for name in sorted(names)
     }
-    return Prompts(ids, mask, types, merge_pixels([sample.media for sample in encoded], encoded[0].scales))
+    numbers = number_alike([sample.media for sample in encoded])
+    firsts = [sample for row, sample in enumerate(encoded) if numbers[row] not in numbers[:row]]
+    media = merge_pixels([sample.media for sample in firsts], encoded[0].scales)
+    is_shared = sum(bool(sample.media) for sample in encoded) > sum(bool(sample.media) for sample in firsts)
+    return Prompts(ids, mask, types, media, torch.tensor(numbers) if is_shared else None)
 
 
 def responses(ids: Sequence[Tensor]) -> Responses:

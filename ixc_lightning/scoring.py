@@ -358,4 +358,5 @@ def _prompts_to(prompts: Prompts, device: torch.device) -> Prompts:
         prompts.mask.to(device),
         {name: types.to(device) for name, types in prompts.token_types.items()},
         {name: tensor.to(device) for name, tensor in prompts.media.items()},
+        None if prompts.shows is None else prompts.shows.to(device),
     )

@@ -108,12 +108,15 @@ class Prompts(NamedTuple):
             each (B, P).
         media: pixel tensors and their grids, as the processor names them, all pictures of the batch in row
             order along the first axis; empty for a batch of text.
+        shows: where rows show the same pictures, the number of each row's own, counted from 0 in row order;
+            ``media`` then holds them once. None where every row has pictures of its own, or none.
     """
 
     ids: Int[Tensor, "B P"]
     mask: Bool[Tensor, "B P"]
     token_types: dict[str, Int[Tensor, "B P"]]
     media: dict[str, Tensor]
+    shows: Int[Tensor, " B"] | None = None
 
 
 class Responses(NamedTuple):

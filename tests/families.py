@@ -150,9 +150,15 @@ def media_of(item: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in item.items() if key not in NOT_MEDIA}
 
 
+def of_media(media: dict[str, Tensor]) -> Prompts:
+    """A prompt of one token that holds these media."""
+    ids = torch.ones(1, 1, dtype=torch.long)
+    return Prompts(ids, ids.bool(), {}, media)
+
+
 def run(backbone: Backbone, batch: Prompts, visuals: Visuals | None = None) -> Tensor:
     """The hidden states of a batch, its pictures encoded unless they are given."""
-    visuals = backbone.encode(batch.media) if visuals is None else visuals
+    visuals = backbone.encode(batch) if visuals is None else visuals
     return backbone(batch.ids, batch.mask, batch.token_types, visuals)
 
 

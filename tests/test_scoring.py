@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_batch_pipeline_for_all_modalities(digits, rewar
     data.setup("validate")
     (batch,) = data.val_dataloader()
     with torch.no_grad():
-        expected = scorer.model(join(batch.prompts, batch.chosen), scorer.model.encode(batch.prompts.media))
+        expected = scorer.model(join(batch.prompts, batch.chosen), scorer.model.encode(batch.prompts))
     records = [data.dataset("val").named(key) for key in batch.keys]
     assert {record.modality for record in records} == {"text", "image", "multi_image", "video"}
     assert _close(scorer.score([_conversation(one, one.chosen) for one in records]), expected.tolist())
@@ -108,7 +108,9 @@ def test_equal_prompts_are_encoded_once(scorer, monkeypatch):
     seen = []
     encode = scorer.model.encode
     monkeypatch.setattr(
-        scorer.model, "encode", lambda media: seen.append(len(media["pixel_values"])) or encode(media)
+        scorer.model,
+        "encode",
+        lambda prompts: seen.append(len(prompts.media["pixel_values"])) or encode(prompts),
     )
     scores = scorer.score([_said(text) for text in "abca"], [[PIXELS]] * 4)
     assert seen == [1]

@@ -59,7 +59,7 @@ def pad_left(prompts: Prompts) -> Prompts:
         return tokens.gather(1, order).masked_fill(~mask, 0)
 
     types = {name: reorder(value) for name, value in prompts.token_types.items()}
-    return Prompts(reorder(prompts.ids), mask, types, prompts.media)
+    return Prompts(reorder(prompts.ids), mask, types, prompts.media, prompts.shows)
 
 
 def mean_pool(hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
+
+GLIMPSE = 16
+"""About how many values of a tensor are looked at before all of them."""
 
 
 def merge_media(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -36,6 +40,33 @@ def merge_media(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """
     keys = dict.fromkeys(key for sample in samples for key in sample)
     return {key: _join(key, [sample[key] for sample in samples if key in sample]) for key in keys}
+
+
+def number_alike(samples: Sequence[Mapping[str, Tensor]]) -> list[int]:
+    """Number samples from 0 so that those with equal media, and no others, have the same number.
+
+    Args:
+        samples: for each row of a batch its media by processor name.
+
+    Returns:
+        The number of each sample; a new one is one more than those before it.
+
+    Example:
+        >>> dark, light = torch.zeros(1, 2), torch.ones(1, 2)
+        >>> number_alike([{"pixel_values": light}, {}, {"pixel_values": dark}, {"pixel_values": light}])
+        [0, 1, 2, 0]
+    """
+    firsts: list[Mapping[str, Tensor]] = []
+    known: dict[tuple[Any, ...], list[int]] = {}
+    numbers = []
+    for sample in samples:
+        candidates = known.setdefault(_glimpse(sample), [])
+        number = next((n for n in candidates if _are_equal(sample, firsts[n])), len(firsts))
+        if number == len(firsts):
+            firsts.append(sample)
+            candidates.append(number)
+        numbers.append(number)
+    return numbers
 
 
 def places_of_rows(counts: Int[Tensor, " B"], rows: Int[Tensor, " rows"]) -> Int[Tensor, " places"]:
@@ -105,6 +136,21 @@ def runs_within(sizes: Sequence[int], limit: int) -> list[int]:
             room = limit
         room -= size
     return runs
+
+
+def _glimpse(sample: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """What equal media have in common and most others have not: their shapes and a few of their values."""
+    flat = {name: value.reshape(-1) for name, value in sample.items()}
+    return tuple(
+        (name, *sample[name].shape, *flat[name][:: max(1, len(flat[name]) // GLIMPSE)].tolist())
+        for name in sorted(sample)
+    )
+
+
+def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
 
 
 def _join(key: str, tensors: list[Tensor]) -> Tensor:

@@ -130,21 +130,23 @@ class Backbone(Parted):
         checkpoint_activations(self.model, gradient_checkpointing)
         compile_layers(self.decoder_layers(), compile)
 
-    def encode(self, media: Mapping[str, Tensor]) -> Visuals | None:
-        """Encode the pictures and clips of a batch, once.
+    def encode(self, prompts: Prompts) -> Visuals | None:
+        """Encode the pictures and clips of a batch, once, and those that several rows show once for all.
 
         No graph is kept while vision tower and projector are both frozen.
 
         Args:
-            media: pixels and their grids by processor name, all pictures of the batch in row order along the
-                first axis (``functional.media.merge_media``). Other outputs of a processor in it are ignored.
+            prompts: the batch, not stacked. Its media are pixels and their grids by processor name
+                (``functional.media.merge_media``); other outputs of a processor among them are ignored.
 
         Returns:
-            The encoded pictures, or None for a batch of text.
+            The encoded pictures of all rows, or None for a batch of text.
 
         Raises:
             InputError: if the model does not take pictures, or not this kind, or pixels are bytes still.
+            ValueError: the prompts do not hold one picture token for each embedding.
         """
+        media = prompts.media
         if not media:
             return None
         if not self.is_multimodal:
@@ -164,9 +166,11 @@ class Backbone(Parted):
         grids = {name: media[name] for name in self.family.position_media if name in media}
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
             if self.vision_patches_at_once is None:
-                return Visuals.of(self.family.encode(self.base, media), grids)
-            parts = self.family.parts(self.base, media, patches=self.vision_patches_at_once)
-            return Visuals.joined([self._encode_part(part) for part in parts], grids)
+                visuals = Visuals.of(self.family.encode(self.base, media), grids)
+            else:
+                parts = self.family.parts(self.base, media, patches=self.vision_patches_at_once)
+                visuals = Visuals.joined([self._encode_part(part) for part in parts], grids)
+            return visuals.located(prompts, self.config)
 
     def _encode_part(self, media: Mapping[str, Tensor]) -> Visuals:
         """Encode some pictures; of their way through a trained tower nothing is kept for later."""

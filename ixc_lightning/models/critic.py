@@ -19,7 +19,7 @@ from ixc_lightning.models.packing import Sharing, prepare, read_trees
 from ixc_lightning.models.quantisation import Quantisation
 from ixc_lightning.models.reward_model import RewardModel
 from ixc_lightning.models.visuals import Visuals
-from ixc_lightning.types import Sequences
+from ixc_lightning.types import Prompts, Sequences
 
 
 class Critic(nn.Module):
@@ -96,9 +96,9 @@ class Critic(nn.Module):
         """
         self.backbone.shares = prepare(self.backbone, sharing)
 
-    def encode(self, media: dict[str, Tensor]) -> Visuals | None:
+    def encode(self, prompts: Prompts) -> Visuals | None:
         """The pictures and clips of a batch, encoded once; None for a batch of text."""
-        return self.backbone.encode(media)
+        return self.backbone.encode(prompts)
 
     def forward(
         self, answers: Sequences | Trees, visuals: Visuals | None

@@ -90,7 +90,7 @@ def _difference(backbone: Backbone) -> str | None:
     is_training = backbone.training
     backbone.eval()
     trees = small_trees(backbone.config, next(backbone.base.parameters()).device)
-    sequences = joined(trees, None, backbone.config)[0]
+    sequences = joined(trees, None)[0]
     try:
         read = backbone(sequences.ids, sequences.mask, {}, None)[sequences.response_mask]
         growth = Growth(backbone, trees.prompts, None, trees.prompt_index)

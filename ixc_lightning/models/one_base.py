@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,9 +68,9 @@ class Voice(Backbone):
         """Always: the language model's own weights are those of others too."""
         return True
 
-    def encode(self, media: Mapping[str, Tensor]) -> Visuals | None:
+    def encode(self, prompts: Prompts) -> Visuals | None:
         """The pictures and clips of a batch, which all voices see alike."""
-        return self.owner.encode(media)
+        return self.owner.encode(prompts)
 
     def forward(self, *inputs: Any, **options: Any) -> Float[Tensor, "B L D"]:
         """The last hidden states, as those of a backbone."""

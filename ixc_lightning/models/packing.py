@@ -61,19 +61,15 @@ def read_trees(
     return ids[0], backbone(ids, torch.ones_like(ids, dtype=torch.bool), types, visuals, shared=shared)[0]
 
 
-def joined(
-    trees: Trees, visuals: Visuals | None, config: PretrainedConfig
-) -> tuple[Sequences, Visuals | None]:
+def joined(trees: Trees, visuals: Visuals | None) -> tuple[Sequences, Visuals | None]:
     """The trees as sequences that share nothing, and their pictures, one entry a response.
 
     Args:
         trees: prompts with their responses.
         visuals: the encoded pictures of the prompts.
-        config: of the network that encoded them.
     """
     if visuals is not None:
-        located = visuals if visuals.counts is not None else visuals.located(trees.prompts, config)
-        visuals = located.select(trees.prompt_index)
+        visuals = visuals.select(trees.prompt_index)
     return join(take_rows(trees.prompts, trees.prompt_index), trees.responses), visuals
 
 

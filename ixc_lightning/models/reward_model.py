@@ -32,7 +32,7 @@ from ixc_lightning.models.internlm_xcomposer2.release import is_released, reward
 from ixc_lightning.models.loading import late_weights_of
 from ixc_lightning.models.packing import Sharing, joined, prepare, read_trees
 from ixc_lightning.models.quantisation import Quantisation
-from ixc_lightning.types import InputError, Sequences
+from ixc_lightning.types import InputError, Prompts, Sequences
 
 Pooling = Literal["mean", "last", "token"]
 
@@ -169,9 +169,9 @@ class RewardModel(nn.Module):
         """
         self.shares = prepare(self.backbone, self.sharing)
 
-    def encode(self, media: dict[str, Tensor]) -> Visuals | None:
+    def encode(self, prompts: Prompts) -> Visuals | None:
         """The pictures and clips of a batch, encoded once for all; None for a batch of text."""
-        return self.backbone.encode(media)
+        return self.backbone.encode(prompts)
 
     def forward(self, answers: Sequences | Trees, visuals: Visuals | None) -> Float[Tensor, " R"]:
         """Scores of the responses, unbounded and in float32; higher is better.
@@ -186,7 +186,7 @@ class RewardModel(nn.Module):
                 none.
         """
         if isinstance(answers, Trees) and not self.shares:
-            answers, visuals = joined(answers, visuals, self.backbone.config)
+            answers, visuals = joined(answers, visuals)
         if isinstance(answers, Trees):
             packing = pack(answers)
             ids, hidden = read_trees(self.backbone, answers, packing, visuals)

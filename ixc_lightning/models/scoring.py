@@ -34,9 +34,7 @@ def score_responses(
         size: responses of one forward pass.
         passes: how many forward passes to make at least, because other ranks of a sharded model make as many.
     """
-    visuals = judge.encode(prompts.media)
-    if visuals is not None:
-        visuals = visuals.located(prompts, judge.backbone.config)
+    visuals = judge.encode(prompts)
     scores = []
     for rows in torch.arange(len(prompt_index), device=prompt_index.device).split(size):
         places, index = prompt_index[rows].unique(return_inverse=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
@@ -49,7 +50,8 @@ class Visuals:
         features: what ``encode`` gave, by kind: ``image``, ``video``.
         grids: the media that positions depend on, by processor name; empty in most families.
         times: how many times the batch is stacked upon itself.
-        counts: picture tokens of each row of the unstacked batch, by kind; None until ``located``.
+        counts: picture tokens of each row of the unstacked batch, by kind, as ``encode`` finds them; None
+            before.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Visuals:
         return Visuals(self.features, grids, times=self.times * times, counts=self.counts)
 
     def located(self, prompts: Prompts, config: PretrainedConfig) -> Visuals:
-        """The visuals with the knowledge of which row each picture belongs to, as ``select`` needs it.
+        """The visuals of all rows, with the knowledge of which row each picture belongs to.
 
         Args:
             prompts: the batch whose media were encoded, not stacked.
@@ -97,15 +99,23 @@ class Visuals:
         Raises:
             ValueError: the prompts do not hold one picture token for each embedding.
         """
-        ids = picture_token_ids(config)
+        ids, shows = picture_token_ids(config), prompts.shows
         counts = {kind: (prompts.mask & (prompts.ids == ids[kind])).sum(dim=1) for kind in self.features}
+        own = counts if shows is None else {kind: count[_is_new(shows)] for kind, count in counts.items()}
         for kind, features in self.features.items():
-            if (found := int(counts[kind].sum())) != len(features.tokens):
+            if (found := int(own[kind].sum())) != len(features.tokens):
                 raise ValueError(
                     f"the prompts hold {found} {kind} tokens, but {len(features.tokens)} were encoded: "
                     "these are not the pictures of these prompts"
                 )
-        return Visuals(self.features, self.grids, times=self.times, counts=counts)
+            if shows is not None and not torch.equal(own[kind][shows], counts[kind]):
+                raise ValueError(f"rows that show the same {kind}s hold different numbers of {kind} tokens")
+        visuals = Visuals(self.features, self.grids, times=self.times, counts=own)
+        if shows is None:
+            return visuals
+        spread = visuals.select(shows)
+        assert spread is not None  # no picture would have been encoded
+        return spread
 
     def select(self, rows: Int[Tensor, " rows"]) -> Visuals | None:
         """The visuals of some rows of the stacked batch, in the given order; rows may be left out or repeat.
@@ -114,7 +124,7 @@ class Visuals:
             The pictures of those rows, or None if the rows hold text alone.
 
         Raises:
-            ValueError: the visuals do not know the rows of their pictures: call ``located`` before.
+            ValueError: the visuals do not know the rows of their pictures.
         """
         if self.counts is None:
             raise ValueError("these visuals do not know the rows of their pictures: call located() first")
@@ -151,6 +161,11 @@ def picture_token_ids(config: PretrainedConfig) -> dict[str, int]:
     """The tokens that stand for pictures and clips in a prompt, by kind; none for a text model."""
     ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in GRIDS}
     return {kind: token for kind, token in ids.items() if token is not None}
+
+
+def _is_new(shows: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+    """Whether each row is the first one that shows its pictures."""
+    return shows > pad(shows.cummax(0).values, (1, 0), value=-1)[:-1]
 
 
 @dataclass

@@ -147,7 +147,7 @@ class MakePairsModule(L.LightningModule):
         """Answers of the policy."""
         assert self.policy is not None
         stops = (*self.sampling.stop_tokens, *stop_tokens(self.processor))
-        visuals = self.policy.encode(batch.prompts.media)
+        visuals = self.policy.encode(batch.prompts)
         sampling = replace(self.sampling, stop_tokens=stops)
         return self.engine.generate(self.policy, batch, visuals, sampling, seed=seed)
 

@@ -31,7 +31,7 @@ NOT_ABOUT_PICTURES = (
 class Seeing(Protocol):
     """A role that encodes pictures."""
 
-    def encode(self, media: dict[str, Tensor]) -> Visuals | None:
+    def encode(self, prompts: Prompts) -> Visuals | None:
         """The pictures and clips of a batch, encoded."""
 
 
@@ -59,9 +59,7 @@ class Pictures:
         if eye in self.seen:
             return self.seen[eye]
         network = self.roles[eye]
-        visuals = network.encode(self.prompts.media)
-        if visuals is not None:
-            visuals = visuals.located(self.prompts, backbone_of(network).config)
+        visuals = network.encode(self.prompts)
         if not is_trained(backbone_of(network)):
             self.seen[eye] = visuals
         return visuals

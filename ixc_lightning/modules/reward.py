@@ -129,7 +129,7 @@ class RewardModule(L.LightningModule):
     def score(self, batch: PreferenceBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Scores of the chosen and of the rejected responses; each picture is encoded once for both."""
         assert self.model is not None
-        visuals = self.model.encode(batch.prompts.media)
+        visuals = self.model.encode(batch.prompts)
         chosen, rejected = self.model(pairs(batch.prompts, batch.chosen, batch.rejected), visuals).chunk(2)
         return chosen, rejected
 

@@ -105,7 +105,7 @@ class SFTModule(L.LightningModule):
     def predict_responses(self, batch: InstructionBatch) -> tuple[TokenPredictions, Bool[Tensor, "B L"]]:
         """What the model thinks of the N response tokens, and where they are."""
         assert self.model is not None
-        visuals = self.model.encode(batch.prompts.media)
+        visuals = self.model.encode(batch.prompts)
         sequences = join(batch.prompts, batch.responses)
         hidden = self.model(sequences.ids, sequences.mask, sequences.token_types, visuals)
         states = hidden[predicting_mask(sequences.response_mask)]

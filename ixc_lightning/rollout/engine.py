@@ -161,8 +161,6 @@ class TransformersEngine:
         _check_room(policy, batch, sampling)
         count, device = len(batch.keys), batch.prompts.ids.device
         numbers = uniforms(sampling.n * count, sampling.max_tokens, seed=seed).to(device)
-        if visuals is not None:
-            visuals = visuals.located(batch.prompts, policy.config)
         # the samples of a prompt behind each other, so that parts of them share it
         order = torch.arange(sampling.n * count, device=device).view(sampling.n, count).t().flatten()
         parts = []

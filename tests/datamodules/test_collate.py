@@ -129,3 +129,19 @@ def test_a_pickled_copy_makes_the_same_batch(collator, record, encoder):
     assert torch.equal(batch.prompts.ids, again.prompts.ids)
     assert torch.equal(batch.prompts.media["pixel_values"], again.prompts.media["pixel_values"])
     assert batch.keys == again.keys
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pictures_that_several_rows_show_are_in_the_batch_once(name, encoder):
+    one, other, text = (pair(content, seed=seed) for seed, content in enumerate(("image", "images", "text")))
+    batch = PreferenceCollator(encoder(name), DOMAINS)([one, text, other, one, text, other]).prompts
+    plain = PreferenceCollator(encoder(name), DOMAINS)([one, other]).prompts
+    assert batch.shows.tolist() == [0, 1, 2, 0, 1, 2]
+    assert batch.media.keys() == plain.media.keys()
+    assert all(torch.equal(batch.media[key], value) for key, value in plain.media.items())
+
+
+def test_rows_without_equal_pictures_show_their_own(encoder):
+    contents = ("text", "image", "text", "video")
+    records = [pair(content, seed=seed) for seed, content in enumerate(contents)]
+    assert PreferenceCollator(encoder("digits"), DOMAINS)(records).prompts.shows is None

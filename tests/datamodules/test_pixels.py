@@ -96,7 +96,10 @@ def test_a_batch_of_all_kinds_is_the_same_and_so_are_its_features(name, encoder,
         torch.testing.assert_close(media[key], want, rtol=0.0, atol=PIXEL_TOLERANCE)
     network = Backbone(str(tiny_folder)).eval() if name == "digits" else tiny(name).backbone
     with torch.no_grad():
-        got, want = network.encode(media).features, network.encode(floats.prompts.media).features
+        got, want = (
+            network.encode(floats.prompts._replace(media=each)).features
+            for each in (media, floats.prompts.media)
+        )
     for kind, features in want.items():
         torch.testing.assert_close(got[kind].tokens, features.tokens, rtol=0.0, atol=FEATURE_TOLERANCE)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ixc_lightning.functional.media import entries_per_row, merge_media, places_of_rows
+from ixc_lightning.functional.media import entries_per_row, merge_media, number_alike, places_of_rows
 
 
 def test_pictures_are_joined_in_row_order() -> None:
@@ -76,3 +76,30 @@ def test_pictures_are_counted_by_the_tokens_of_their_rows(sizes: list[list[int]]
 def test_pictures_that_do_not_end_with_their_rows_are_refused(patches: list[int], tokens: list[int]) -> None:
     with pytest.raises(ValueError, match="do not add up"):
         entries_per_row(torch.tensor(patches), torch.tensor(tokens))
+
+
+def test_samples_are_told_apart_by_every_value_every_name_and_every_type() -> None:
+    picture = torch.zeros(1, 3, 40, 40)
+    spot = picture.clone()
+    spot[0, 2, 39, 39] = 1
+    others = [
+        {"pixel_values": spot},
+        {"pixel_values_videos": picture},
+        {"pixel_values": picture, "image_sizes": torch.tensor([[40, 40]])},
+        {"pixel_values": picture.view(3, 1, 40, 40)},
+        {"pixel_values": picture.double()},
+        {},
+    ]
+    samples = [{"pixel_values": picture}, *others]
+    assert number_alike(samples) == [0, 1, 2, 3, 4, 5, 6]
+    assert number_alike([*samples, *({k: v.clone() for k, v in one.items()} for one in samples)]) == [
+        *range(7),
+        *range(7),
+    ]
+
+
+@given(st.lists(st.integers(0, 4), max_size=12))
+def test_equal_samples_have_the_number_of_the_first_of_them(levels: list[int]) -> None:
+    numbers = number_alike([{"pixel_values": torch.full((1, 5), float(level))} for level in levels])
+    order = list(dict.fromkeys(levels))
+    assert numbers == [order.index(level) for level in levels]

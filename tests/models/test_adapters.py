@@ -39,7 +39,7 @@ def responses(count: int) -> Responses:
 @torch.no_grad()
 def scores(model: RewardModel, family: Tiny) -> torch.Tensor:
     prompts = collate(family.samples())
-    return model.eval()(join(prompts, responses(len(prompts.ids))), model.encode(prompts.media))
+    return model.eval()(join(prompts, responses(len(prompts.ids))), model.encode(prompts))
 
 
 def shaken(model: RewardModel, seed: int = 5) -> RewardModel:
@@ -153,7 +153,7 @@ def test_transformers_and_peft_load_a_folder_of_adapters(tiny, tmp_path):
         by_peft = PeftModel.from_pretrained(AutoModel.from_pretrained(family.folder), tmp_path).eval()
         also = by_peft(**sample).last_hidden_state
         prompts = collate([sample])
-        visuals = model.encode(prompts.media)
+        visuals = model.encode(prompts)
         ours = model.eval().backbone(prompts.ids, prompts.mask, prompts.token_types, visuals)
     assert torch.allclose(theirs, ours, atol=MERGED_TOLERANCE)
     assert torch.allclose(also, ours, atol=MERGED_TOLERANCE)
@@ -202,7 +202,7 @@ def test_an_unknown_quantisation_of_a_base_is_named(tiny, tmp_path):
 def test_adapters_and_head_alone_are_trained_and_in_the_state(quantisation, tiny):
     model = adapted(tiny("internvl"), quantisation=quantisation).train()
     prompts = collate(tiny("internvl").samples())
-    model(join(prompts, responses(len(prompts.ids))), model.encode(prompts.media)).sum().backward()
+    model(join(prompts, responses(len(prompts.ids))), model.encode(prompts)).sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == with_gradient
@@ -237,7 +237,7 @@ def test_gradients_are_the_same_with_checkpointing(quantisation, tiny):
             gradient_checkpointing=is_checkpointing,
         )
         shaken(model).train()
-        model(join(prompts, responses(len(prompts.ids))), model.encode(prompts.media)).sum().backward()
+        model(join(prompts, responses(len(prompts.ids))), model.encode(prompts)).sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     plain, again = gradients(False), gradients(True)

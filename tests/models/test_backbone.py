@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ixc_lightning.models.backbone import ROLES, Backbone
 from ixc_lightning.types import InputError, Prompts
-from tests.families import KINDS, assert_close, collate, media_of, run, sample
+from tests.families import KINDS, assert_close, collate, media_of, of_media, run, sample
 
 GRADIENT_TOLERANCE = 1e-4  # relative to the largest gradient of the tensor
 BF16_TOLERANCE = 0.25  # 8 bits of mantissa through two layers, relative norm
@@ -131,7 +131,7 @@ def test_frozen_pictures_keep_no_graph(tiny, family):
     it = tiny(family)
     backbone = Backbone(it.folder)
     backbone.model.enable_input_require_grads()  # as adapters do, on the tower's embeddings as well
-    visuals = backbone.encode(collate(it.samples(["image"])).media)
+    visuals = backbone.encode(collate(it.samples(["image"])))
     assert not visuals.features["image"].tokens.requires_grad
 
 
@@ -248,7 +248,7 @@ def test_pixels_are_cast_to_the_type_of_the_weights(tiny, monkeypatch):
     media = {"pixel_values": torch.ones(16, 1536), "image_grid_thw": torch.tensor([[1, 4, 4]])}
     seen = {}
     monkeypatch.setattr(backbone.family, "encode", lambda base, media: seen.update(media) or {})
-    backbone.encode(media)
+    backbone.encode(of_media(media))
     assert {name: value.dtype for name, value in seen.items()} == {
         "pixel_values": torch.bfloat16,
         "image_grid_thw": torch.int64,

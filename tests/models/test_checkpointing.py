@@ -122,7 +122,7 @@ def test_trees_are_computed_again_alike(tiny, how):
         torch.manual_seed(0)
         judge = RewardModel(it.folder, freeze=(), **options).train()
         assert judge.shares
-        judge(trees, judge.encode(prompts.media)).square().sum().backward()
+        judge(trees, judge.encode(prompts)).square().sum().backward()
         return [weight.grad for weight in judge.parameters() if weight.grad is not None]
 
     wanted = found()

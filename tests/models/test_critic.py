@@ -34,9 +34,9 @@ def sequences(tiny):
 def test_the_mean_of_its_values_is_the_normalised_score(folder, sequences):
     prompts, joined = sequences
     judge, critic = RewardModel.from_pretrained(folder), Critic(str(folder)).eval()
-    values = critic(joined, critic.encode(prompts.media))
+    values = critic(joined, critic.encode(prompts))
     mean = (values * joined.mask).sum(dim=1) / joined.mask.sum(dim=1)
-    expected = judge.normalise(judge(joined, judge.encode(prompts.media)))
+    expected = judge.normalise(judge(joined, judge.encode(prompts)))
     assert torch.allclose(mean, expected, atol=SAME)
 
 
@@ -45,7 +45,9 @@ def test_other_pixels_have_other_values(folder, sequences):
     prompts, joined = sequences
     critic = Critic(str(folder)).eval()
     darker = {name: value * 0.5 for name, value in prompts.media.items()}
-    values, others = (critic(joined, critic.encode(media)) for media in (prompts.media, darker))
+    values, others = (
+        critic(joined, critic.encode(prompts._replace(media=media))) for media in (prompts.media, darker)
+    )
     has_picture = (values - others).abs().amax(dim=1) > SAME
     assert has_picture.tolist() == [True, False, False, True]
 
@@ -54,7 +56,7 @@ def test_other_pixels_have_other_values(folder, sequences):
 def test_a_head_at_zero_expects_nothing(folder, sequences):
     prompts, joined = sequences
     critic = Critic(str(folder), head="zero")
-    assert (critic(joined, critic.encode(prompts.media)) == 0).all()
+    assert (critic(joined, critic.encode(prompts)) == 0).all()
 
 
 def test_tower_and_projector_are_frozen_and_the_head_is_trained(folder):

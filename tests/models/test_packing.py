@@ -69,7 +69,7 @@ def scores_of(judge, trees, *, shares):
     judge.shares = shares
     for pooling in POOLINGS:
         judge.pooling = pooling
-        found.append(judge(trees, judge.encode(trees.prompts.media)))
+        found.append(judge(trees, judge.encode(trees.prompts)))
     judge.pooling, judge.shares = "mean", True
     return torch.stack(found)
 
@@ -142,7 +142,7 @@ def test_no_prompt_is_read_twice(tiny, judges):
     hook = judge.backbone.decoder_layers()[0].register_forward_pre_hook(
         lambda _, inputs: rows.append(inputs[0])
     )
-    judge(trees, judge.encode(trees.prompts.media))
+    judge(trees, judge.encode(trees.prompts))
     hook.remove()
     assert [row.shape[:2] for row in rows] == [
         (1, int(trees.prompts.mask.sum() + trees.responses.mask.sum()))
@@ -157,7 +157,7 @@ def test_sequences_score_bit_for_bit_as_without_sharing(name, tiny, judges):
     assert plain.backbone.config.get_text_config()._attn_implementation == "sdpa"
     trees = grown(tiny(name).samples())
     with torch.no_grad():
-        found = (judge(trees, judge.encode(trees.prompts.media)) for judge in (plain, judges(name)))
+        found = (judge(trees, judge.encode(trees.prompts)) for judge in (plain, judges(name)))
         apart = scores_of(judges(name), trees, shares=False)[0]
     assert torch.equal(next(found), apart)
     torch.testing.assert_close(next(found), apart, atol=SCORE_TOLERANCE, rtol=0)

@@ -42,7 +42,7 @@ def _responses(count, seed=3):
 @torch.no_grad()
 def _scores(model, samples, responses, **layout):
     prompts = collate(samples, **layout)
-    return model(join(prompts, responses), model.encode(prompts.media))
+    return model(join(prompts, responses), model.encode(prompts))
 
 
 def _each_alone(model, samples, responses):
@@ -93,7 +93,8 @@ def test_scores_depend_on_response_and_pictures(name, tiny, reward_model):
             one = Responses(responses.ids[:1], responses.mask[:1])
             with torch.no_grad():
                 one_way, other_way = (
-                    model(join(prompts, one), model.encode(media)) for media in (prompts.media, inverted)
+                    model(join(prompts, one), model.encode(prompts._replace(media=media)))
+                    for media in (prompts.media, inverted)
                 )
             assert (one_way - other_way).abs() > SCORE_TOLERANCE
 
@@ -142,7 +143,7 @@ def test_frozen_parts_get_no_gradient_and_the_rest_gets_one(tiny):
     family = tiny("internvl")
     model = RewardModel(family.folder, freeze=["vision", "projector"]).train()
     prompts = collate(family.samples())
-    model(join(prompts, _responses(len(prompts.ids))), model.encode(prompts.media)).sum().backward()
+    model(join(prompts, _responses(len(prompts.ids))), model.encode(prompts)).sum().backward()
     roles = model.backbone.role_parameters()
     assert all(parameter.grad is None for role in ("vision", "projector") for parameter in roles[role])
     assert all(parameter.grad is not None for parameter in [*roles["language"], model.score.weight])

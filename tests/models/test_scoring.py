@@ -29,7 +29,7 @@ def test_each_response_scores_as_it_does_alone(name, tiny):
     for row, place in enumerate(index.tolist()):
         prompts = collate([samples[place]])
         one = Responses(ids[row : row + 1], mask[row : row + 1])
-        expected.append(judge(join(prompts, one), judge.encode(prompts.media)))
+        expected.append(judge(join(prompts, one), judge.encode(prompts)))
     for size in (1, 2, 100):
         found = score_responses(judge, collate(samples), Responses(ids, mask), index, size=size)
         torch.testing.assert_close(found, torch.cat(expected), atol=SCORE_TOLERANCE, rtol=0)
@@ -43,7 +43,7 @@ def test_a_rank_with_fewer_responses_makes_as_many_passes_and_pictures_are_encod
     expected = score_responses(*arguments, size=2)
     passes, looks, encode = [], [], judge.encode
     judge.register_forward_hook(lambda *_: passes.append(1))
-    monkeypatch.setattr(judge, "encode", lambda media: looks.append(1) or encode(media))
+    monkeypatch.setattr(judge, "encode", lambda prompts: looks.append(1) or encode(prompts))
     assert torch.equal(score_responses(*arguments, size=2, passes=5), expected)
     assert (len(passes), len(looks)) == (5, 1)
 

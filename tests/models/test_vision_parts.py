@@ -10,8 +10,8 @@ from torch import Tensor
 from ixc_lightning.models import RewardModel
 from ixc_lightning.models.backbone import Backbone, Visuals
 from ixc_lightning.models.critic import Critic
-from ixc_lightning.types import InputError
-from tests.families import KINDS, assert_close, collate, run
+from ixc_lightning.types import InputError, Prompts
+from tests.families import KINDS, assert_close, collate, of_media, run
 
 FEATURE_TOLERANCE = (
     1e-5  # float32 products of other shapes, through two layers; the features are of order one
@@ -34,7 +34,7 @@ SEEN = {"internvl": 17 / 16, "internlm_xcomposer2": 17 / 16}
 every_picture_family = pytest.mark.parametrize("family", PICTURES)
 
 
-def tower_passes(backbone: Backbone, media: dict[str, Tensor]) -> list[int]:
+def tower_passes(backbone: Backbone, batch: Prompts) -> list[int]:
     """How many states the tower's first block was given in each of its passes."""
     passes: list[int] = []
     block = backbone.vision_blocks()[0]
@@ -42,7 +42,7 @@ def tower_passes(backbone: Backbone, media: dict[str, Tensor]) -> list[int]:
         lambda module, inputs: passes.append(inputs[0].shape[:-1].numel()), prepend=True
     )
     try:
-        backbone.encode(media)
+        backbone.encode(batch)
     finally:
         hook.remove()
     return passes
@@ -68,17 +68,17 @@ def test_features_of_parts_are_those_of_the_whole_batch(tiny, family, room):
     batch = collate(it.samples())
     patches = 1 if room == "one picture" else ROOM[family]
     backbone = Backbone(it.folder, vision_patches_at_once=patches).eval()
-    assert_same(backbone.encode(batch.media), it.backbone.encode(batch.media))
+    assert_same(backbone.encode(batch), it.backbone.encode(batch))
     assert_close(run(backbone, batch)[batch.mask], run(it.backbone, batch)[batch.mask])
 
 
 @every_picture_family
 def test_the_tower_sees_no_more_patches_at_once_than_it_may(tiny, family):
     it = tiny(family)
-    media = collate(it.samples()).media
-    whole = tower_passes(it.backbone, media)
-    alone = tower_passes(Backbone(it.folder, vision_patches_at_once=1), media)
-    passes = tower_passes(Backbone(it.folder, vision_patches_at_once=ROOM[family]), media)
+    batch = collate(it.samples())
+    whole = tower_passes(it.backbone, batch)
+    alone = tower_passes(Backbone(it.folder, vision_patches_at_once=1), batch)
+    passes = tower_passes(Backbone(it.folder, vision_patches_at_once=ROOM[family]), batch)
     assert len(whole) < len(passes) < len(alone)
     assert sum(passes) == sum(alone) == sum(whole)
     assert max(passes) <= ROOM[family] * SEEN.get(family, 1)
@@ -123,7 +123,7 @@ def test_a_trained_tower_keeps_features_alone_for_the_backward_pass(tiny):
         backbone = Backbone(it.folder, freeze=(), vision_patches_at_once=patches).train()
         weights = {id(parameter) for parameter in backbone.parameters()}
         for pictures in (2, 4):
-            media = collate([item] * pictures).media
+            batch = collate([item] * pictures)
             saved: list[int] = []
 
             def save(tensor: Tensor, saved: list[int] = saved, weights: set[int] = weights) -> Tensor:
@@ -131,7 +131,7 @@ def test_a_trained_tower_keeps_features_alone_for_the_backward_pass(tiny):
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-                backbone.encode(media)
+                backbone.encode(batch)
             kept[patches, pictures] = sum(saved)
     assert kept[None, 4] > kept[None, 2] > 0
     assert kept[1, 4] == kept[1, 2] == 0  # joining them keeps nothing, and each part computes itself again
@@ -181,7 +181,7 @@ def test_less_than_one_patch_is_refused(tiny):
 
 def test_a_text_batch_has_no_parts(tiny):
     backbone = Backbone(tiny("internvl").folder, weights="random", vision_patches_at_once=16)
-    assert backbone.encode({}) is None
+    assert backbone.encode(of_media({})) is None
 
 
 @pytest.mark.parametrize("role", [RewardModel, Critic])

@@ -86,7 +86,7 @@ def batch(digits, tiny_folder):
 
 @torch.no_grad()
 def _scores(model, batch):
-    return model.eval()(join(batch.prompts, batch.chosen), model.encode(batch.prompts.media))
+    return model.eval()(join(batch.prompts, batch.chosen), model.encode(batch.prompts))
 
 
 @pytest.mark.parametrize("more", [(), ("--model.model.quantisation", "nf4")], ids=["plain", "nf4"])

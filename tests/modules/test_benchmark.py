@@ -99,7 +99,7 @@ def test_scores_are_those_of_each_response_alone(judge, files, tmp_path):
             encoded = encoder(candidates.record, candidates.prompt, [answer])
             prompt = prompts([encoded])
             with torch.no_grad():
-                own = model(join(prompt, responses(encoded.responses)), model.encode(prompt.media))
+                own = model(join(prompt, responses(encoded.responses)), model.encode(prompt))
             assert score == pytest.approx(own.item(), abs=SAME)
 
 
@@ -107,9 +107,9 @@ def test_every_picture_is_encoded_once_and_every_response_scored_once(judge, fil
     encoded, scored = [], []
     encode, forward = RewardModel.encode, RewardModel.forward
 
-    def count_pictures(self, media):
-        encoded.append({name: len(tensor) for name, tensor in media.items()})
-        return encode(self, media)
+    def count_pictures(self, prompts):
+        encoded.append(prompts)
+        return encode(self, prompts)
 
     def count_responses(self, trees, visuals):
         scored.append(len(trees.prompt_index))

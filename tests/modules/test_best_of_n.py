@@ -125,7 +125,7 @@ def _with_bytes(part, media):
 def test_each_picture_is_encoded_once_for_both_networks(digits, tiny_folder, monkeypatch):
     calls = []
     encode = Backbone.encode
-    monkeypatch.setattr(Backbone, "encode", lambda self, media: calls.append(self) or encode(self, media))
+    monkeypatch.setattr(Backbone, "encode", lambda self, prompts: calls.append(self) or encode(self, prompts))
     entries, *_ = _answer(digits, tiny_folder, batch=16)
     assert len(entries) == 16
     assert len(calls) == 1

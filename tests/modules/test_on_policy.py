@@ -230,7 +230,7 @@ def test_passes_end_early_once_the_policy_has_moved_too_far(data, tiny_folder, t
 def test_each_picture_is_encoded_once_for_all_roles(data, tiny_folder, tmp_path, monkeypatch):
     looks = []
     encode = Backbone.encode
-    monkeypatch.setattr(Backbone, "encode", lambda self, media: looks.append(1) or encode(self, media))
+    monkeypatch.setattr(Backbone, "encode", lambda self, prompts: looks.append(1) or encode(self, prompts))
     fit(on_policy(PPOModule, tiny_folder, **judged(tiny_folder)), data, tmp_path)
     assert len(looks) == 1
 

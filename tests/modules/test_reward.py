@@ -82,7 +82,7 @@ def test_the_logged_loss_is_the_equation_on_separately_scored_responses(trained,
     model = module.model.eval()
     with torch.no_grad():
         chosen, rejected = (
-            model(join(batch.prompts, responses), model.encode(batch.prompts.media))
+            model(join(batch.prompts, responses), model.encode(batch.prompts))
             for responses in (batch.chosen, batch.rejected)
         )
     expected = -logsigmoid(chosen - rejected).mean()

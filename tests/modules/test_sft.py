@@ -58,7 +58,7 @@ def trained(digits, tiny_folder, tmp_path_factory):
 def _full_logits(module, batch):
     """The logits of every place, by transformers' own head, and labels that are −100 outside responses."""
     sequences = join(batch.prompts, batch.responses)
-    visuals = module.model.encode(batch.prompts.media)
+    visuals = module.model.encode(batch.prompts)
     hidden = module.model(sequences.ids, sequences.mask, sequences.token_types, visuals)
     return module.model.model.lm_head(hidden), sequences.ids.masked_fill(~sequences.response_mask, -100)
 

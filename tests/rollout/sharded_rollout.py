@@ -47,7 +47,7 @@ def main(options: dict[str, Any]) -> None:
         batch = prompt_batch(samples)
         sampling = Sampling(n=2, max_tokens=LENGTHS[rank], min_tokens=LENGTHS[rank])
         seed = rollout_seed(0, rank=rank, iteration=iteration)
-        visuals = policy.encode(batch.prompts.media)
+        visuals = policy.encode(batch.prompts)
         rollout = TransformersEngine().generate(policy, batch, visuals, sampling, seed=seed)
         return {"tokens": rollout.responses.ids.tolist(), "sharded": _sharded(policy)}
 
@@ -65,7 +65,7 @@ def main(options: dict[str, Any]) -> None:
 def _train(policy: Backbone, processor: Any) -> None:
     """One step on the same batch on every rank, so that the mean gradient is that of one process."""
     prompts = prompt_batch([sample(processor, "image", seed=50)]).prompts
-    visuals = policy.encode(prompts.media)
+    visuals = policy.encode(prompts)
     hidden = policy(prompts.ids, prompts.mask, prompts.token_types, visuals)
     logprobs = policy.logits(hidden[:, :-1]).log_softmax(-1)
     (-logprobs.gather(-1, prompts.ids[:, 1:, None]).mean()).backward()

@@ -45,7 +45,7 @@ def policy(tiny):
 
 def answer(policy, batch, sampling, seed=0, visuals=None):
     if visuals is None:
-        visuals = policy.encode(batch.prompts.media)
+        visuals = policy.encode(batch.prompts)
     return TransformersEngine().generate(policy, batch, visuals, sampling, seed=seed)
 
 
@@ -53,7 +53,7 @@ def answer(policy, batch, sampling, seed=0, visuals=None):
 def by_full_forwards(policy, batch, sampling, draw):
     """The tokens that ``draw`` picks from the logits of forward passes without a cache, padding with 0."""
     rows = sampling.n * len(batch.keys)
-    visuals = policy.encode(batch.prompts.media)
+    visuals = policy.encode(batch.prompts)
     visuals = None if visuals is None else visuals.repeat(sampling.n)
     prompts = batch.prompts._replace(
         ids=batch.prompts.ids.repeat(sampling.n, 1),
@@ -121,7 +121,7 @@ def test_samples_are_drawn_from_the_distribution_of_full_forward_passes(family, 
 def test_a_prompt_that_is_read_for_each_sample_has_the_same_answers(family, tiny, policy):
     """Prompts of other lengths beside each other, and rows that leave when they have ended."""
     batch = prompt_batch(tiny(family).samples(), side="right")
-    visuals = policy(family).encode(batch.prompts.media)
+    visuals = policy(family).encode(batch.prompts)
     for sampling in (
         Sampling(n=3, max_tokens=9, temperature=TEMPERATURE, stop_tokens=MANY_STOPS),
         Sampling(n=2, max_tokens=5, min_tokens=2, top_k=9, top_p=0.8, stop_tokens=MANY_STOPS),
@@ -137,7 +137,7 @@ def test_a_prompt_that_is_read_for_each_sample_has_the_same_answers(family, tiny
 
 def test_a_prompt_is_read_once_for_its_samples_and_rows_leave_when_they_have_ended(tiny, policy):
     one, batch = policy("internvl"), prompt_batch(tiny("internvl").samples())
-    visuals, sampling = one.encode(batch.prompts.media), Sampling(n=4, max_tokens=8, stop_tokens=MANY_STOPS)
+    visuals, sampling = one.encode(batch.prompts), Sampling(n=4, max_tokens=8, stop_tokens=MANY_STOPS)
     assert TransformersEngine().generate(one, batch, visuals, GREEDY, seed=0).ended is not None  # prepares
     shapes = []
     hook = one.decoder_layers()[0].register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
@@ -155,7 +155,7 @@ def test_a_prompt_is_read_once_for_its_samples_and_rows_leave_when_they_have_end
 @pytest.mark.parametrize("rows", [1, 3, None])
 def test_a_row_s_draws_are_its_own_however_many_are_written_at_a_time(rows, tiny, policy):
     batch = prompt_batch(tiny("qwen3_vl").samples())
-    visuals = policy("qwen3_vl").encode(batch.prompts.media)
+    visuals = policy("qwen3_vl").encode(batch.prompts)
     sampling = Sampling(n=3, max_tokens=6, stop_tokens=MANY_STOPS)
     wanted = answer(policy("qwen3_vl"), batch, sampling, seed=2, visuals=visuals)
     found = TransformersEngine(max_rows=rows).generate(policy("qwen3_vl"), batch, visuals, sampling, seed=2)
@@ -318,7 +318,7 @@ def test_rows_are_stacked_sample_after_sample(tiny, policy):
 def test_a_rollout_can_be_read_again_with_the_same_pictures(tiny, policy):
     """Prompts, responses and stacked pictures fit together: greedy tokens are the likeliest ones."""
     one, batch = policy("qwen3_vl"), prompt_batch(tiny("qwen3_vl").samples())
-    visuals = one.encode(batch.prompts.media)
+    visuals = one.encode(batch.prompts)
     rollout = answer(one, batch, GREEDY, visuals=visuals)
     sequences = join(rollout.prompts, rollout.responses)
     with torch.no_grad():
@@ -332,7 +332,7 @@ def test_a_rollout_can_be_read_again_with_the_same_pictures(tiny, policy):
 @every_family
 def test_a_few_rows_at_a_time_are_answered_as_all_at_once(family, tiny, policy):
     batch = prompt_batch(tiny(family).samples())
-    visuals = policy(family).encode(batch.prompts.media)
+    visuals = policy(family).encode(batch.prompts)
     engine = TransformersEngine(max_rows=3)
     found = engine.generate(policy(family), batch, visuals, GREEDY, seed=0)
     assert torch.equal(found.responses.ids, answer(policy(family), batch, GREEDY).responses.ids)

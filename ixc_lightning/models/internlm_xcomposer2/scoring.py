@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from ixc_lightning.models.internlm_xcomposer2.processing import IMAGE, VIDEO, InternLMXComposer2Processor
 from ixc_lightning.models.internlm_xcomposer2.tokenization import END, REWARD_TOKEN
 from ixc_lightning.models.reward_model import RewardModel
-from ixc_lightning.types import InputError, Sequences
+from ixc_lightning.types import InputError, Prompts, Sequences
 
 Conversation = Sequence[Mapping[str, str]]
 """Turns with ``role`` (system, user or assistant) and ``content``, the answer to be scored last."""
@@ -100,8 +100,9 @@ class ReleasedScorer:
             for name in ("pixel_values", "image_grid_hw")
             if any(name in row for row in rows)
         }
-        sequences = Sequences((ids * mask).to(device), mask.to(device), mask.to(device), {})
-        result: list[float] = self.model(sequences, self.model.encode(media)).tolist()
+        ids, mask = (ids * mask).to(device), mask.to(device)
+        visuals = self.model.encode(Prompts(ids, mask, {}, media))
+        result: list[float] = self.model(Sequences(ids, mask, mask, {}), visuals).tolist()
         return result
 
     def compare(

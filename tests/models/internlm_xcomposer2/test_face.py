@@ -32,7 +32,7 @@ def test_two_responses_behind_one_prompt_equal_two_sequences(family):
     mask[count + 3 :, count : count + 3] = False
     backbone = family.backbone
     with torch.no_grad():
-        visuals = backbone.encode(collate([prompt]).media)
+        visuals = backbone.encode(collate([prompt]))
         together = backbone.base(
             input_ids=packed,
             attention_mask=mask[None, None],
@@ -74,5 +74,5 @@ def test_an_exported_reward_model_has_its_processor_and_its_scores(family, tmp_p
     batch = collate([sample(processor, "both", seed=2)], side="right")
     sequences = Sequences(batch.ids, batch.mask, batch.mask, {})
     with torch.no_grad():
-        scores = [one(sequences, one.encode(batch.media)) for one in (model, again)]
+        scores = [one(sequences, one.encode(batch)) for one in (model, again)]
     assert torch.equal(*scores)

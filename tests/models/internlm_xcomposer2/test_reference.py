@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from ixc_lightning.models.internlm_xcomposer2.release import load_released, reward_head
 from ixc_lightning.models.reward_model import RewardModel
-from ixc_lightning.types import Sequences
+from ixc_lightning.types import Prompts, Sequences
 from tests.models.internlm_xcomposer2.reference import (
     batch_of,
     byte_processor,
@@ -130,7 +130,8 @@ def test_batched_scores_through_the_reward_model(reward_folder, processor, batch
     mask = joined["attention_mask"].bool()
     media = {name: joined[name] for name in ("pixel_values", "image_grid_hw") if name in joined}
     with torch.no_grad():
-        scores = model(Sequences(joined["input_ids"], mask, mask, {}), model.encode(media))
+        visuals = model.encode(Prompts(joined["input_ids"], mask, {}, media))
+        scores = model(Sequences(joined["input_ids"], mask, mask, {}), visuals)
     assert model.pooling == "last"
     assert distance(scores, torch.tensor(about["scores"])) < TOLERANCE
 
