@@ -16,7 +16,7 @@ JOBS ?= 2
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip
 ROOT := $(CURDIR)
-SLOW = --dist worksteal --durations 12 $(if $(WITHIN),--begin-within $(WITHIN) -rs --no-fold-skipped)
+SLOW = --dist worksteal --durations 12 -o faulthandler_timeout=1200 $(if $(WITHIN),--begin-within $(WITHIN) -rs --no-fold-skipped)
 
 # The first interpreter that really runs and is new enough; PYTHON=/path/to/python overrides it.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
