@@ -85,4 +85,5 @@ def machine() -> str:
         return torch.cuda.get_device_name()
     cpu = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", cpu.read_text()) if cpu.exists() else None
-    return f"{found[1] if found else platform.processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{found[1] if found else platform.processor()}, {threads} thread{'s' * (threads > 1)}"

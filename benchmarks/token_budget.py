@@ -110,7 +110,8 @@ def measure(judge: RewardModel, args: argparse.Namespace, *, shares: bool) -> di
     result = compare(spent, a="tokens", b="number", ceiling=places["number"] / places["tokens"])
     layout = "trees" if shares else "padded sequences"
     print(f"{layout}: {describe(result)}; by tokens {told['tokens']}, by number {told['number']}", flush=True)
-    return {"layout": layout, "real_tokens": real, **result, "batches": told}
+    beside = {name: f"{told['tokens'][name]} / {told['number'][name]}" for name in told["tokens"]}
+    return {"layout": layout, "real tokens": real, **beside, **result}
 
 
 def main() -> None:

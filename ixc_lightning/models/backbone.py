@@ -63,6 +63,8 @@ class Backbone(Parted):
         vision_patches_at_once: most patches, squares of the vision tower's ``patch_size``, that it encodes at
             a time, of as many pictures and clips as fit and of one that is larger alone; null for all of a
             batch together. A trained tower computes each such part again in the backward pass.
+        frozen_tower: whether each rank of a model that FSDP2 shards keeps a frozen vision tower and projector
+            ``whole``, or a part of them, ``sharded``, and gathers them to look at pictures.
         trust_remote_code: whether code that comes with the weights may run.
         adapter: low-rank adapters to train in the place of the language model's own weights.
         quantisation: of the decoder's linear layers, ``nf4`` for 4 bits; the language model's own weights are
@@ -85,6 +87,7 @@ class Backbone(Parted):
         liger: bool = False,
         compile: Compile = False,
         vision_patches_at_once: int | None = None,
+        frozen_tower: Literal["whole", "sharded"] = "whole",
         trust_remote_code: bool = False,
         adapter: LoRA | None = None,
         quantisation: Quantisation | None = None,
@@ -96,7 +99,7 @@ class Backbone(Parted):
             raise InputError(
                 f"vision_patches_at_once is {vision_patches_at_once}, but must be at least 1, or null"
             )
-        self.vision_patches_at_once = vision_patches_at_once
+        self.vision_patches_at_once, self.frozen_tower = vision_patches_at_once, frozen_tower
         saved = saved_adapter(source, beside=adapter) if weights == "pretrained" else None
         self.model = load_network(
             source if saved is None else saved.base,

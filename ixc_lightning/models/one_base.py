@@ -54,7 +54,7 @@ class Voice(Backbone):
         self.has_head = head
         self.family, self.is_multimodal = owner.family, owner.is_multimodal
         self.quantisation, self.saved_as = owner.quantisation, owner.saved_as
-        self.adapter, self.frozen = adapter, owner.frozen
+        self.adapter, self.frozen, self.frozen_tower = adapter, owner.frozen, owner.frozen_tower
         self.adapters = nn.ModuleDict()
         for path, layer in adapter_layers(self.base).items():
             parts = {part: getattr(layer, part) for part in (*MATRICES, "lora_dropout")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
+from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -29,6 +30,7 @@ class Parted(nn.Module):
         family: where the parts sit.
         quantisation: of the decoder's linear layers, if they are quantised.
         frozen: the ``ROLES`` that are not trained.
+        frozen_tower: how FSDP2 leaves a frozen vision tower and projector, ``whole`` or ``sharded``.
         adapter: name of the adapters that the network speaks through, if it has some.
         shares: whether a prompt is to be read once for several responses (``packing.prepare``).
         grows: whether a prompt can be read once for all that is drawn behind it (``growth.grows``); None
@@ -41,6 +43,7 @@ class Parted(nn.Module):
     family: Family
     quantisation: Quantisation | None
     frozen: tuple[str, ...]
+    frozen_tower: Literal["whole", "sharded"]
     adapter: str | None = None
     shares: bool = False
     grows: bool | None = None

@@ -67,6 +67,8 @@ class RewardModel(nn.Module):
         compile: compile the decoder's layers: ``true``, a mode of ``torch.compile``, or ``aot_eager``.
         vision_patches_at_once: most patches that the vision tower encodes at a time, of whole pictures and
             clips; null for all of a batch together.
+        frozen_tower: whether each rank of a model that FSDP2 shards keeps a frozen vision tower and projector
+            ``whole``, or a part of them, ``sharded``, and gathers them to look at pictures.
         adapter: low-rank adapters to train in the place of the language model's own weights, beside the head.
         quantisation: of the decoder's linear layers, ``nf4`` for 4 bits; the language model's own weights are
             not trained then.
@@ -94,6 +96,7 @@ class RewardModel(nn.Module):
         liger: bool = False,
         compile: Compile = False,
         vision_patches_at_once: int | None = None,
+        frozen_tower: Literal["whole", "sharded"] = "whole",
         adapter: LoRA | None = None,
         quantisation: Quantisation | None = None,
         sharing: Sharing = "auto",
@@ -115,6 +118,7 @@ class RewardModel(nn.Module):
             liger=liger,
             compile=compile,
             vision_patches_at_once=vision_patches_at_once,
+            frozen_tower=frozen_tower,
             adapter=adapter,
             quantisation=quantisation,
         )

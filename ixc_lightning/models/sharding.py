@@ -16,7 +16,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from ixc_lightning.models.backbone import Backbone
 from ixc_lightning.models.late_weights import load_late
 from ixc_lightning.models.loading import weights_later
-from ixc_lightning.types import InputError
+from ixc_lightning.models.visuals import Visuals
+from ixc_lightning.types import InputError, Prompts
 
 
 def shard(
@@ -33,11 +34,11 @@ def shard(
     Weights, gradients and optimiser states stay in the dtype that the role was built in, divided among the
     ranks; layers are gathered and computed in ``compute_dtype``, and gradients are summed in float32.
 
-    A frozen vision tower and projector are left whole on every rank, in ``compute_dtype``: then a rank whose
-    batch has no picture runs the same collectives as the others. A trained tower is sharded as part of the
-    root, which every rank gathers whatever its batch holds, and each forward pass gives its weights a
-    gradient, if only 0, so that all ranks reduce the same ones. It is gathered as a whole for that, not layer
-    by layer.
+    A frozen vision tower and projector are in ``compute_dtype``, and left whole on every rank unless the
+    backbone says ``frozen_tower="sharded"``: then every call of ``encode`` gathers them while it lasts. A
+    trained tower is sharded as part of the root. Either way a rank whose batch has no picture runs the same
+    collectives as the others, so that a tower is gathered as a whole, not layer by layer. Each forward pass
+    gives the weights of a trained one a gradient, if only 0, so that all ranks reduce the same ones.
 
     Of a network that several voices share (``one_base``), the owner is the root, and has all its voices by
     then; their heads are roots of their own.
@@ -65,7 +66,10 @@ def shard(
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     for head in exact:
         shard_head(head, mesh)
-    whole = {parameter for module in frozen for parameter in module.parameters()}
+    is_divided = backbone.frozen_tower == "sharded"
+    if is_divided and frozen:
+        _divide(backbone, frozen, mesh, policy)
+    whole = {parameter for module in frozen for parameter in module.parameters() if not is_divided}
     fully_shard(root, mesh=mesh, mp_policy=policy, ignored_params=whole)
     load_late(root, backbone.model, _device_of(mesh))
     for name in methods:
@@ -116,6 +120,32 @@ def shard_head(head: nn.Module, mesh: DeviceMesh) -> None:
     """Shard a head that computes in float32."""
     policy = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
     fully_shard(head, mesh=mesh, mp_policy=policy)
+
+
+def _divide(
+    backbone: Backbone, tower: Sequence[nn.Module], mesh: DeviceMesh, policy: MixedPrecisionPolicy
+) -> None:
+    """Shard a frozen tower and projector, and let ``encode`` gather them, with or without a picture."""
+    parts: list[FSDPModule] = []
+    for module in tower:
+        if not any(module in [*other.modules()][1:] for other in tower):  # a projector inside the tower
+            parts.append(fully_shard(module, mesh=mesh, mp_policy=policy))
+    encode = backbone.encode
+
+    def gathering(prompts: Prompts) -> Visuals | None:
+        for part in parts:
+            part.set_reshard_after_forward(
+                False, recurse=False
+            )  # whatever is encoded in parts finds it whole
+            part.unshard()
+        try:
+            return encode(prompts)
+        finally:
+            for part in parts:
+                part.reshard()
+
+    # in the place of the method, as ``register_fsdp_forward_method`` does it
+    backbone.encode = gathering  # type: ignore[method-assign]
 
 
 def _with_trained_tower(

@@ -105,11 +105,10 @@ def see_the_same(first: Backbone, second: Backbone) -> bool:
     )
 
 
-def _settings(backbone: Backbone) -> tuple[type, dict[str, Any]]:
+def _settings(backbone: Backbone) -> tuple[type, str, dict[str, Any]]:
     settings = backbone.config.to_dict()
-    return type(backbone.base), {
-        name: value for name, value in settings.items() if name not in NOT_ABOUT_PICTURES
-    }
+    about = {name: value for name, value in settings.items() if name not in NOT_ABOUT_PICTURES}
+    return type(backbone.base), backbone.frozen_tower, about  # whole and sharded weights cannot be compared
 
 
 def _vision_parameters(backbone: Backbone) -> list[nn.Parameter]:

@@ -227,8 +227,8 @@ def _standing(network: OneNetwork, placement: Placement) -> _Standing:
     parts = placement.world
     modules = backbone.role_modules()
     tower = [*modules["vision"], *modules["projector"]]
-    is_whole = not any(w.requires_grad for module in tower for w in module.parameters())
-    towers = tower if is_whole else []
+    is_frozen = not any(w.requires_grad for module in tower for w in module.parameters())
+    towers = tower if is_frozen and backbone.frozen_tower == "whole" else []
     layer = max(
         (weight_bytes([one], dtype=placement.compute) for one in backbone.decoder_layers()), default=0
     )

@@ -91,6 +91,7 @@ def main(options: dict[str, Any]) -> None:
     given = {
         "freeze": options.get("freeze", ["vision", "projector"]),
         "vision_patches_at_once": options.get("vision_patches_at_once"),
+        "frozen_tower": options.get("frozen_tower", "whole"),
     }
     strategy = Flat if options.get("flat") else Gloo
     own_steps = options.get("steps", STEPS)

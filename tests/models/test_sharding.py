@@ -94,6 +94,27 @@ def test_the_frozen_tower_is_whole_on_every_rank_and_the_rest_is_divided(reward_
     assert {"model.score.weight", "model.backbone.model.language_model.embed_tokens.weight"} <= sharded
 
 
+def test_a_frozen_tower_may_be_divided_too(reward_runs, digits, tiny_folder, tmp_path):
+    one, whole = reward_runs
+    out, two = _run(
+        tmp_path,
+        world=2,
+        task="reward",
+        data=str(digits),
+        model=str(tiny_folder),
+        frozen_tower="sharded",
+        vision_patches_at_once=1,
+    )
+    assert two["text_only_ranks"] == [True, False]
+    assert two["losses"] == pytest.approx(one[1]["losses"], rel=RTOL, abs=ATOL)
+    assert two["norms"] == pytest.approx(one[1]["norms"], rel=RTOL)
+    assert set(two["sharded"]) > set(whole[1]["sharded"])
+    assert {"vision", "projector"} <= {
+        part for name in two["sharded"] for part in ("vision", "projector") if part in name
+    }
+    _assert_same(*(RewardModel.from_pretrained(each / "export").state_dict() for each in (out, one[0])))
+
+
 def test_the_gradient_norms_of_two_ranks_equal_those_of_one_process(reward_runs):
     (_, one), (_, two) = reward_runs
     assert len(one["norms"]) == one["steps"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -63,8 +63,8 @@ def judged(tiny: Path) -> dict[str, Any]:
     return {"reward_model": partial(same_judge, str(tiny))}
 
 
-def same_judge(source: str) -> RewardModel:
+def same_judge(source: str, *, frozen_tower: Literal["whole", "sharded"] = "whole") -> RewardModel:
     """A reward model whose head is the same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return RewardModel(source)
+        return RewardModel(source, frozen_tower=frozen_tower)

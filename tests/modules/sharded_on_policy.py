@@ -123,6 +123,7 @@ def main(options: dict[str, Any]) -> None:
     quantisation = options.get("quantisation")
     steps_of_run = options.get("steps", STEPS)
     freeze = {"freeze": [] if trains_tower else ["vision", "projector"]}
+    tower = {"frozen_tower": options.get("frozen_tower", "whole")}
     kinds = TEXT_AND_PICTURES if trains_tower else PARTS
     # With trained towers the policy itself answers, the likeliest tokens: ranks draw by their own seeds.
     answering: dict[str, Any] = {"sampling": Sampling(n=1, max_tokens=3, greedy=True), "critic_warmup": 1}
@@ -132,12 +133,14 @@ def main(options: dict[str, Any]) -> None:
         torch.manual_seed(0)
         # A large ε: gradients that are zero but for rounding must not become whole steps.
         optimizer = partial(torch.optim.AdamW, lr=LR, eps=1e-3)
-        rest = {**freeze, "quantisation": quantisation}
+        rest = {**freeze, **tower, "quantisation": quantisation}
         adapted = {**rest, **({"adapter": LoRA(rank=4, alpha=8.0)} if judge else {})}
         critic = {"critic": partial(Critic, judge or model, head="zero", **rest)}
         critic["critic_optimizer"] = optimizer
         judging = (
-            partial(RewardModel, judge, quantisation=quantisation) if judge else partial(same_judge, model)
+            partial(RewardModel, judge, quantisation=quantisation)
+            if judge
+            else partial(same_judge, model, **tower)
         )
         module = kind(
             partial(Backbone, model, head=True, **adapted),
@@ -178,6 +181,12 @@ def main(options: dict[str, Any]) -> None:
         "logged": notes.logged,
         "validation": {name: float(value) for name, value in run.callback_metrics.items() if "val/" in name},
         "sharded": sum(isinstance(weight.data, DTensor) for weight in module.parameters()),
+        "divided_towers": all(
+            isinstance(weight.data, DTensor)
+            for name, weight in module.named_parameters()
+            if "vision" in name or "projector" in name
+        ),
+        "looks": sorted(set((module.eyes or {}).values())),
         "on_one_base": sum(isinstance(part, Voice) for part in module.modules()),
         "kl_coef": module.kl.coef,
         "scale": {} if trains_tower else module.score_scale.state_dict(),

@@ -54,15 +54,22 @@ def _assert_same_logs(shared, single):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["PPOModule", pytest.param("RLOOModule", marks=pytest.mark.long), "GRPOModule"]
+    ("kind", "tower"),
+    [
+        ("PPOModule", "whole"),
+        pytest.param("RLOOModule", "whole", marks=pytest.mark.long),
+        ("GRPOModule", "sharded"),
+    ],
 )
-def test_two_ranks_with_unlike_prompts_learn_as_one_process(kind, tiny, tmp_path):
-    options = {"kind": kind, "model": tiny("internvl").folder}
+def test_two_ranks_with_unlike_prompts_learn_as_one_process(kind, tower, tiny, tmp_path):
+    options = {"kind": kind, "model": tiny("internvl").folder, "frozen_tower": tower}
     two, shared = _run(tmp_path / "two", world=2, **options, resume_from="last.ckpt")
     consolidate(str(tmp_path / "two/last.ckpt"), str(tmp_path / "one.ckpt"))
     one, single = _run(tmp_path / "one", world=1, **options, resume_from=str(tmp_path / "one.ckpt"))
     assert single["sharded"] == 0
     assert shared["sharded"] > 20
+    assert shared["divided_towers"] == (tower == "sharded")
+    assert shared["looks"] == single["looks"]  # by roles whose towers are found to be the same
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=RTOL, atol=ATOL, msg=name)
