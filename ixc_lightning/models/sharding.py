@@ -134,9 +134,8 @@ def _divide(
 
     def gathering(prompts: Prompts) -> Visuals | None:
         for part in parts:
-            part.set_reshard_after_forward(
-                False, recurse=False
-            )  # whatever is encoded in parts finds it whole
+            # pictures that are encoded in parts find it whole each time
+            part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
         try:
             return encode(prompts)
